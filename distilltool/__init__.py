@@ -1,0 +1,22 @@
+"""Distil any ONNX image-embedding model into a compact one that ranks images the same way."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["DistillError", "distill", "evaluate", "export", "load_student", "query"]
+
+if TYPE_CHECKING:
+    from distilltool.api import distill, evaluate, export, load_student, query
+    from distilltool.errors import DistillError
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DistillError":
+        from distilltool.errors import DistillError
+
+        return DistillError
+    if name in __all__:
+        import distilltool.api
+
+        return getattr(distilltool.api, name)
+    raise AttributeError(f"module 'distilltool' has no attribute {name!r}")

@@ -1,0 +1,307 @@
+"""The four stages as typed functions that take paths; each does everything before it that is still to be done."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distilltool import extensions, images, recipe
+from distilltool.embedder import Embedder, unit
+from distilltool.errors import DistillError
+from distilltool.images import Inventory, Skipped
+from distilltool.ledger import Ledger
+from distilltool.preprocess import Preprocess
+from distilltool.progress import Progress, Silent
+from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
+from distilltool.rundir import RunDir, open_run, read_json, write_json
+from distilltool.stages import query as query_stage
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher, read_file
+
+if TYPE_CHECKING:
+    from distilltool.stages.distill import Answered
+    from distilltool.student import TorchEmbedder
+
+RUNS = Path("runs")
+STORE = RUNS / "ledger.sqlite"
+EVALUATION_STORE = RUNS / "evaluation.sqlite"
+
+
+def query(
+    teacher: str | Path,
+    images_dir: str | Path,
+    *,
+    store: str | Path = STORE,
+    budget: int | None = None,
+    plan: bool = False,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    batch: int = query_stage.BATCH,
+    select: str = "random",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> QueryReport:
+    """Ask a teacher about a folder of images, within a budget, and keep its answers in the ledger `store`.
+
+    budget: the most the teacher may ever be asked in that ledger. plan: ask about 32 images at most and forecast.
+    preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
+    """
+    watch = progress or Silent()
+    embedder = _open(teacher, preprocess, output, pool, watch)
+    stock = _take_stock(images_dir)
+    with Ledger.open(Path(store)) as ledger:
+        return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
+
+
+def distill(
+    teacher: str | Path,
+    images_dir: str | Path,
+    *,
+    recipe_name: str = "drd",
+    out: str | Path | None = None,
+    student: str | None = None,
+    input_size: int | None = None,
+    dim: int | None = None,
+    weights: str | Path | None = None,
+    time_budget: float | None = None,
+    changes: Sequence[str] = (),
+    seed: int | None = None,
+    restart: bool = False,
+    store: str | Path = STORE,
+    budget: int | None = None,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    batch: int = query_stage.BATCH,
+    select: str = "random",
+    progress: Progress | None = None,
+) -> DistillReport:
+    """Ask what is still unanswered, then train a student from the answers into the folder `out`.
+
+    time_budget: seconds of training. changes: `key=value` of the recipe. dim: length of the student's vectors.
+    The same call on a finished run returns its report; on an interrupted one it goes on.
+    """
+    from distilltool.stages import distill as stage
+
+    watch = progress or Silent()
+    chosen = _choose(recipe_name, changes, student, input_size, dim, seed)
+    stage.check(chosen)
+    if weights is not None and not Path(weights).is_file():
+        raise DistillError(f"there is no file {weights}", "check the path given with --weights")
+    embedder = _open(teacher, preprocess, output, pool, watch)
+    run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
+    start = stage.Start(
+        input=chosen.student.input,
+        seed=chosen.seed,
+        weights=Path(weights) if weights else None,
+        fetch="cached" if student is None else "online",
+    )
+    stock = _take_stock(images_dir)
+    with Ledger.open(Path(store)) as ledger:
+        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        answered = _answers(embedder, stock, ledger, bought)
+    plan = {
+        "teacher": embedder.file.sha256,
+        "output": embedder.output,
+        "pool": embedder.pool,
+        "preprocessing": embedder.preprocess.identity(),
+        "recipe": chosen.to_dict(),
+        "time budget": time_budget,
+        "set of answered images": images.digest_of(photo.sha256 for photo in answered.photos),
+        "weights": images.digest(start.weights) if start.weights else None,
+    }
+    if run.begin(plan, restart):
+        watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
+        return stage.finished(run)
+    return stage.distill(embedder, answered, chosen, run, start, seconds=time_budget, progress=watch)
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    data: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    protocol: str | None = None,
+    store: str | Path = EVALUATION_STORE,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    batch: int = query_stage.BATCH,
+    progress: Progress | None = None,
+) -> EvalReport:
+    """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
+
+    teacher: may be left out where one of the models is a run whose teacher is still where it was. store: the ledger
+    for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    """
+    from distilltool import datasets
+    from distilltool.stages import evaluate as stage
+
+    watch = progress or Silent()
+    runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
+    asked = _teacher_of(list(runs.values()), teacher, preprocess, output, pool, watch)
+    embedders = [_open_model(path, runs.get(str(path)), preprocess) for path in models]
+    dataset = datasets.open_dataset(Path(data), protocol)
+    with Ledger.open(Path(store)) as ledger:
+        stock = images.take_stock(dataset.paths)
+        bought = _query(asked, stock, ledger, None, False, batch, "random", 0, watch)
+        vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
+    rows = [row for row, sha256 in enumerate(stock.of_path) if sha256 in vectors]
+    if not rows:
+        raise DistillError(f"no image of {data} could be read", f"the first: {bought.skipped[0].reason}")
+    known = stage.Known(
+        name=asked.name,
+        space_id=asked.space_id,
+        rows=tuple(rows),
+        vectors=unit(np.stack([vectors[sha256] for sha256 in stock.of_path if sha256 in vectors])),
+        skipped=tuple(Skipped(path=one.path, reason=one.reason) for one in bought.skipped),
+        queries={"new": bought.queried, "cached": bought.cached},
+    )
+    report = stage.evaluate(embedders, dataset, known, str(data), watch)
+    for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
+        if run is not None:
+            alone = replace(report, models=(report.models[0], model))
+            write_json(run.evaluations / f"{Path(data).stem}.json", to_json(alone))
+    return report
+
+
+def export(
+    run: str | Path,
+    *,
+    bundle: str | Path | None = None,
+    teacher: str | Path | None = None,
+    opset: int = 20,
+    seconds: float = 20.0,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
+
+    bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
+    onnxruntime in it.
+    """
+    from distilltool.stages import export as stage
+
+    watch = progress or Silent()
+    opened = open_run(Path(run))
+    student = load_student(run)
+    asked = None
+    if teacher is not None or Path(read_json(opened.manifest)["teacher"]["path"]).is_file():
+        asked = _teacher_of([opened], teacher, (), None, None, watch)
+    else:
+        watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
+    return stage.export(
+        opened,
+        student,
+        asked,
+        Path(bundle) if bundle else opened.bundle,
+        opset=opset,
+        seconds=seconds,
+        threads=threads,
+        progress=watch,
+    )
+
+
+def _teacher_of(
+    runs: Sequence[RunDir],
+    path: str | Path | None,
+    preprocess: Sequence[str],
+    output: str | None,
+    pool: str | None,
+    progress: Progress,
+) -> OnnxEmbedder:
+    """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
+    if not runs:
+        if path is None:
+            raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
+        return _open(path, preprocess, output, pool, progress)
+    facts = [read_json(run.manifest)["teacher"] for run in runs]
+    file = Path(path if path is not None else facts[0]["path"])
+    if path is None and not file.is_file():
+        raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
+    embedder = open_teacher(
+        file,
+        output=output or facts[0]["output"],
+        preprocess=preprocess,
+        pool=pool or (facts[0]["pool"] if facts[0]["pool"] != "none" else None),
+        known=None if preprocess else Preprocess.from_dict(facts[0]["preprocess"]),
+    )
+    for run, fact in zip(runs, facts, strict=True):
+        if fact["sha256"] != embedder.file.sha256:
+            raise DistillError(
+                f"the run {run.root} was distilled from another teacher than {file}",
+                f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
+            )
+    return embedder
+
+
+def _open_model(path: str | Path, run: RunDir | None, preprocess: Sequence[str]) -> Embedder:
+    """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
+    if run is not None:
+        return load_student(path)
+    stamped = SPACE_KEY in read_file(Path(path)).metadata
+    return open_teacher(Path(path), preprocess=() if stamped else preprocess)
+
+
+def load_student(run: str | Path) -> "TorchEmbedder":
+    """The trained student of a finished run: `.preprocess.prepare` images, then `.embed` them."""
+    from distilltool.stages import distill as stage
+
+    return stage.load_student(open_run(Path(run)))
+
+
+def _open(
+    path: str | Path, preprocess: Sequence[str], output: str | None, pool: str | None, progress: Progress
+) -> OnnxEmbedder:
+    embedder = open_teacher(Path(path), output=output, pool=pool, preprocess=preprocess)
+    progress.note(
+        f"{embedder.file.path.name}: embedding from output {embedder.output} ({embedder.why}); "
+        f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"
+    )
+    return embedder
+
+
+def _take_stock(folder: str | Path) -> Inventory:
+    return images.take_stock(images.find(Path(folder)))
+
+
+def _query(
+    embedder: OnnxEmbedder,
+    stock: Inventory,
+    ledger: Ledger,
+    budget: int | None,
+    plan: bool,
+    batch: int,
+    select: str,
+    seed: int,
+    progress: Progress,
+) -> QueryReport:
+    order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
+    return query_stage.query(
+        embedder, stock, ledger, order=order, budget=budget, plan=plan, batch=batch, progress=progress
+    )
+
+
+def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":
+    from distilltool.stages.distill import Answered
+
+    vectors = ledger.vectors(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    kept = tuple(photo for photo in stock.photos if photo.sha256 in vectors)
+    rows = np.stack([vectors[photo.sha256] for photo in kept]) if kept else np.zeros((0, 1), np.float32)
+    return Answered(
+        photos=kept,
+        vectors=unit(rows),
+        skipped=len(bought.skipped),
+        queries={"new": bought.queried, "cached": bought.cached, "spent": bought.spent},
+    )
+
+
+def _choose(
+    name: str, changes: Sequence[str], student: str | None, input_size: int | None, dim: int | None, seed: int | None
+) -> recipe.Recipe:
+    """The recipe with the command's own flags laid over it."""
+    flags: dict[str, Any] = {"student.spec": student, "student.input": input_size, "student.dim": dim, "seed": seed}
+    said = [f"{key}={value!r}" for key, value in flags.items() if value is not None]
+    return recipe.load(name, [*changes, *said])

@@ -1,0 +1,97 @@
+"""The model card of a bundle."""
+
+from typing import Any
+
+from distilltool.report import ExportReport, to_json
+from distilltool.student import StudentCard
+
+
+def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCard) -> str:
+    """Markdown that tells whoever finds the file what it is, what it keeps, and how to use and verify it."""
+    made, teacher, variant = manifest["report"], manifest["teacher"], report.variants[0]
+    fidelity = made["fidelity"]
+    height, width = card.input
+    lines = [
+        f"# {report.teacher['name']} → {card.spec}",
+        "",
+        f"A compact image-embedding model distilled with distilltool's recipe `{made['recipe']}` from "
+        f"`{report.teacher['name']}`. {made['verdict'][:1].upper()}{made['verdict'][1:]}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| input | `images`: (N, {height}, {width}, 3) uint8, RGB as decoded; {card.preprocess.describe()} |",
+        f"| output | `embedding`: (N, {card.dim}) float32 of length 1 |",
+        f"| space | `{card.space_id}` ({_space(card)}) |",
+        f"| parameters | {card.params:,} |",
+        f"| started from | {card.start} |",
+        f"| queries to the teacher | {made['queries']['spent']:,} |",
+        f"| images | {made['images']['train']:,} to train on, {made['images']['validation']:,} held out, unlabelled |",
+        f"| seed | {made['seed']} |",
+        f"| held-out top-{made['k']} overlap | {_interval(fidelity['overlap@10'])} |",
+        f"| held-out Spearman | {_interval(fidelity['spearman'])} |",
+        "",
+        "## Quality on labelled or unseen images",
+        "",
+        *(_evaluated(one) for one in report.evaluations),
+        *([] if report.evaluations else ["Not evaluated yet: run `distilltool eval` on the run, then export again."]),
+        "",
+        "## Latency",
+        "",
+        f"On {report.machine['cpu']}, onnxruntime {report.machine['onnxruntime']}, CPU, copies none, batch 1:",
+        "",
+        *_latency(report),
+        "",
+        "## Files and hashes",
+        "",
+        f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; smallest "
+        f"cosine to the trained student on image files {variant.parity['cosine_min']:.6f}",
+        f"- teacher: sha256 `{teacher['sha256']}`",
+        "- `deploy.py`: needs onnxruntime, numpy and Pillow: `python deploy.py student.onnx photo.jpg ...`",
+        "- `report.json`: every figure of this page",
+        "",
+        "Verify with `sha256sum student.onnx`.",
+        "",
+        "## Licence",
+        "",
+        "The student learned from the teacher's answers and the images: check what their licences ask, and fill in "
+        "what holds for this file.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _space(card: StudentCard) -> str:
+    if card.space == "teacher":
+        return "the teacher's: its vectors may be compared with vectors the teacher made"
+    return "its own: never compare its vectors with the teacher's; embed the gallery with it"
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _evaluated(evaluation: dict[str, Any]) -> str:
+    teacher, *students = evaluation["models"]
+    student = students[0]
+    found = [
+        f"{name} {_interval(student['metrics'][name])}, teacher {_interval(teacher['metrics'][name])}, "
+        f"kept {_interval(student['retention'][name])}"
+        for name in ("map", "recall@1")
+        if student["metrics"]
+    ]
+    found.append(f"overlap@10 {_interval(student['fidelity']['overlap@10'])}")
+    return (
+        f"- `{evaluation['data']}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
+        f"{evaluation['gallery']:,} gallery images): " + "; ".join(found)
+    )
+
+
+def _latency(report: ExportReport) -> list[str]:
+    rows = ["| model | threads | p50 ms | p90 ms | p99 ms | images/s | times faster |", "|---|---|---|---|---|---|---|"]
+    named = [("student", one) for variant in report.variants for one in to_json(variant.latency)]
+    named += [("teacher", one) for one in report.teacher["latency"]]
+    for name, one in named:
+        faster = f"{one['speedup']['value']:.2f}" if one.get("speedup") else ""
+        cells = [f"{one[key]:.2f}" if one[key] is not None else "–" for key in ("p50_ms", "p90_ms", "p99_ms")]
+        rows.append(f"| {name} | {one['threads']} | {' | '.join(cells)} | {one['throughput']:.1f} | {faster} |")
+    return rows

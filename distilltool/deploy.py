@@ -1,0 +1,111 @@
+"""Turn images into unit vectors with an exported student: onnxruntime, numpy and Pillow, nothing else.
+
+    python deploy.py student.onnx photo1.jpg photo2.jpg     prints their cosine similarities
+    python deploy.py student.onnx photos/*.jpg --save v.npy  keeps the vectors
+
+This file travels with every student. distilltool decodes and resizes with it too, so what was measured
+is what is deployed, to the pixel.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 80_000_000  # below Pillow's own limit, so that a bomb is refused before it is unpacked
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def open_rgb(source: str | Path | bytes) -> Image.Image:
+    """Decode one image (the first frame) upright and in RGB; transparency is laid on white.
+
+    Raises OSError where the bytes are no complete image of a known format, ValueError where it is too large.
+    """
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
+        turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
+        image.load()
+        rgb = to_rgb(image)
+    return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any Pillow mode to RGB, 8 bits a channel."""
+    if image.mode.startswith("I"):  # 16-bit grey, the only integers that photographs come in
+        values = np.asarray(image).astype(np.int64)
+        wide = image.mode.startswith("I;16") or bool(values.max(initial=0) > 255)
+        image = Image.fromarray((values >> 8 if wide else values).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]:
+    """Resize an RGB image as `spec` (size, resize, resize_to, interpolation) says → (H, W, 3) uint8."""
+    height, width = spec["size"]
+    how = RESAMPLE[spec["interpolation"]]
+    if spec["resize"] == "stretch":
+        return np.asarray(image.resize((width, height), how))
+    short = spec["resize_to"]
+    if image.width <= image.height:
+        scaled = (short, max(short, int(short * image.height / image.width)))
+    else:
+        scaled = (max(short, int(short * image.width / image.height)), short)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    # cropping inside the resize gives the same pixels as cropping after it, without computing the rest
+    zoom_x, zoom_y = image.width / scaled[0], image.height / scaled[1]
+    box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
+    return np.asarray(image.resize((width, height), how, box=box))
+
+
+class Student:
+    """An exported student: image files in, unit vectors out."""
+
+    def __init__(self, model: str | Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.spec = json.loads(metadata["distilltool.preprocess"])
+        self.space_id = metadata["distilltool.space_id"]
+
+    def embed(self, images: Sequence[str | Path]) -> NDArray[np.float32]:
+        """Embed image files → (N, D) float32 of length 1."""
+        batch = np.stack([resize(open_rgb(image), self.spec) for image in images])
+        name = self.session.get_inputs()[0].name
+        return np.asarray(self.session.run(None, {name: batch})[0])
+
+
+def main() -> None:
+    """Print the cosine similarities of the images given, or save their vectors."""
+    parser = argparse.ArgumentParser(description="Embed images with an exported student.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--save", type=Path, help="write the (N, D) vectors to this .npy file")
+    args = parser.parse_args()
+    vectors = Student(args.model).embed(args.images)
+    if args.save:
+        np.save(args.save, vectors)
+        print(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {args.save}", file=sys.stderr)
+        return
+    for image, row in zip(args.images, vectors @ vectors.T, strict=True):
+        print(image.name, *(f"{value:.3f}" for value in row))
+
+
+if __name__ == "__main__":
+    main()

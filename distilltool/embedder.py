@@ -1,0 +1,36 @@
+"""What turns images into vectors, be it the teacher, a student in training or an exported one."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilltool.preprocess import Preprocess
+
+
+class Embedder(Protocol):
+    """Anything that embeds images; the same code evaluates all of them.
+
+    name: for tables. dim: length of a vector, None where a teacher has not said it yet.
+    space_id: vectors may be compared where it is equal. parameters: weights, 0 where unknown.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dim(self) -> int | None: ...
+    @property
+    def preprocess(self) -> Preprocess: ...
+    @property
+    def space_id(self) -> str: ...
+
+    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed images made by `preprocess.prepare`, (N, H, W, 3) uint8 → (N, D) float32, not normalised."""
+        ...
+
+
+def unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale rows to length 1; a row of zeros stays zeros."""
+    length = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (vectors_ND / np.maximum(length, 1e-12)).astype(np.float32)
+    return scaled

@@ -1,0 +1,38 @@
+"""What a user can mend, and how a command ends."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FIX = 1
+    USAGE = 2
+    GATE = 3
+    NOISY = 4
+    INTERRUPTED = 130
+
+
+class DistillError(Exception):
+    """A fault the user can mend: one line that says what, one that says how.
+
+    Anything else that is raised is a bug of ours and keeps its traceback.
+    """
+
+    def __init__(self, message: str, fix: str, code: Exit = Exit.FIX) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.fix}"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a termination signal, raised once the work in hand is safe on disk."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__(kept)
+        self.kept = kept

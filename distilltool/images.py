@@ -1,0 +1,169 @@
+"""Find images, name them by their bytes, decode them ahead of whoever needs them."""
+
+import hashlib
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from distilltool import deploy
+from distilltool.errors import DistillError
+from distilltool.preprocess import Preprocess
+
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Photo:
+    """An image file: its path and the sha256 of its bytes (32 bytes)."""
+
+    path: Path
+    sha256: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A file that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inventory:
+    """What a folder holds: every readable file once per content, and what was left out.
+
+    photos: in order of path, one per distinct content. files: image files found. duplicates: files whose
+    content stands under another name too. of_path: for each file asked about, in order, the sha256 of its bytes,
+    empty where it could not be read.
+    """
+
+    photos: tuple[Photo, ...]
+    files: int
+    duplicates: int
+    skipped: tuple[Skipped, ...]
+    of_path: tuple[bytes, ...]
+
+
+def workers() -> int:
+    """Processors this process may really use, by affinity and by the container's quota; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = min(allowed, max(1, int(quota) // int(period))) if quota != "max" else allowed
+    except (OSError, ValueError):
+        pass  # no such control group: affinity is all there is
+    return allowed
+
+
+def find(root: Path) -> list[Path]:
+    """Image files below a folder in order of path; hidden ones are left out. A single file is itself."""
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise DistillError(f"there is no folder {root}", "give the folder that holds the images")
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(folder, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    if not found:
+        raise DistillError(f"there is no image in {root}", f"the endings that count are {' '.join(sorted(SUFFIXES))}")
+    return sorted(found)
+
+
+def take_stock(paths: Sequence[Path]) -> Inventory:
+    """Name every file by its bytes; the same bytes under several names count once."""
+    photos: dict[bytes, Photo] = {}
+    skipped: list[Skipped] = []
+    of_path: list[bytes] = []
+    for path, found in zip(paths, ahead(paths, _digest), strict=True):
+        of_path.append(b"" if isinstance(found, str) else found)
+        if isinstance(found, str):
+            skipped.append(Skipped(path=str(path), reason=found))
+        else:
+            photos.setdefault(found, Photo(path=path, sha256=found))
+    return Inventory(
+        photos=tuple(photos.values()),
+        files=len(paths),
+        skipped=tuple(skipped),
+        duplicates=len(paths) - len(skipped) - len(photos),
+        of_path=tuple(of_path),
+    )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(hashes: Iterable[bytes]) -> str:
+    """One hash for a set of images, whatever their order."""
+    return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+
+
+def _digest(path: Path) -> bytes | str:
+    try:
+        return bytes.fromhex(digest(path))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def decode(path: Path) -> Image.Image | str:
+    """Decode one file to upright RGB, or say in a few words why not."""
+    try:
+        return deploy.open_rgb(path)
+    except UnidentifiedImageError:
+        return "is no image of a known format"
+    except Image.DecompressionBombError:
+        return "is too large to be a photograph"
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, TypeError) as error:
+        return f"cannot be decoded ({str(error).split(chr(10))[0] or type(error).__name__})"  # Pillow's own range
+
+
+def prepare(path: Path, preprocess: Preprocess) -> NDArray[np.uint8] | str:
+    """Decode and resize one file → (H, W, 3) uint8, or the reason why not."""
+    image = decode(path)
+    return image if isinstance(image, str) else preprocess.prepare(image)
+
+
+def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int = 0, depth: int = 64) -> Iterator[Result]:
+    """Results in the items' order, computed by threads up to `depth` items ahead of whoever takes them."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads or workers()) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def load(paths: Sequence[Path], preprocess: Preprocess) -> tuple[NDArray[np.uint8], list[Skipped]]:
+    """All files prepared, (N, H, W, 3) uint8 in memory, and those that could not be."""
+    kept: list[NDArray[np.uint8]] = []
+    skipped: list[Skipped] = []
+    for path, found in zip(paths, ahead(paths, lambda p: prepare(p, preprocess)), strict=True):
+        if isinstance(found, str):
+            skipped.append(Skipped(path=str(path), reason=found))
+        else:
+            kept.append(found)
+    if not kept:
+        return np.zeros((0, *preprocess.size, 3), np.uint8), skipped
+    return np.stack(kept), skipped

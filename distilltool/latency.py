@@ -1,0 +1,115 @@
+"""How long a model takes, measured so that two models can be compared."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from distilltool.report import LatencyReport, Speedup
+
+EARNED = {90: 64, 95: 130, 99: 662}  # samples a percentile takes (MLPerf's early stopping at confidence 0.99)
+BLOCKS = 16  # of each model, in the order A B B A A B B A ...
+WARM_SECONDS = 0.5
+WARM_RUNS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """Raw samples. blocks: seconds of each run, a list per block."""
+
+    blocks: tuple[NDArray[np.float64], ...]
+
+    @property
+    def samples(self) -> NDArray[np.float64]:
+        return np.concatenate(self.blocks)
+
+
+def interleaved(run: Callable[[], Any], baseline: Callable[[], Any], seconds: float) -> tuple[Timed, Timed]:
+    """Time two things in alternating blocks (ABBA), so that a drifting machine meets both alike.
+
+    seconds: for the whole measurement, warm-up apart; each block gets the same time and at least two runs.
+    """
+    for one in (run, baseline):
+        _warm(one)
+    block_seconds = seconds / (2 * BLOCKS)
+    blocks: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
+    for turn in range(BLOCKS):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            blocks[which].append(_block((run, baseline)[which], block_seconds))
+    return Timed(blocks=tuple(blocks[0])), Timed(blocks=tuple(blocks[1]))
+
+
+def _warm(run: Callable[[], Any]) -> None:
+    end, runs = time.perf_counter() + WARM_SECONDS, 0
+    while runs < WARM_RUNS or time.perf_counter() < end:
+        run()
+        runs += 1
+
+
+def _block(run: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
+    run()  # the caches are the other model's
+    samples, end = [], time.perf_counter() + seconds
+    while len(samples) < 2 or time.perf_counter() < end:
+        began = time.perf_counter_ns()
+        run()
+        samples.append((time.perf_counter_ns() - began) / 1e9)
+    return np.array(samples)
+
+
+def speedup(model: Timed, baseline: Timed) -> Speedup:
+    """Baseline over model: the median over blocks of the ratio of medians, with a 95 % bootstrap interval."""
+    ratios = np.array([np.log(np.median(b) / np.median(a)) for a, b in zip(model.blocks, baseline.blocks, strict=True)])
+    draws = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
+    medians = np.median(ratios[draws], axis=1)
+    return Speedup(
+        value=float(np.exp(np.median(ratios))),
+        low=float(np.exp(np.quantile(medians, 0.025))),
+        high=float(np.exp(np.quantile(medians, 0.975))),
+    )
+
+
+def summarise(timed: Timed, *, provider: str, threads: int, batch: int, ratio: Speedup | None) -> LatencyReport:
+    """Percentiles in milliseconds; those the samples do not earn are None."""
+    ms = timed.samples * 1000
+    earned = {p: float(np.percentile(ms, p)) if len(ms) >= n else None for p, n in EARNED.items()}
+    return LatencyReport(
+        device="cpu",
+        provider=provider,
+        threads=threads,
+        batch=batch,
+        n=len(ms),
+        min_ms=float(ms.min()),
+        p50_ms=float(np.median(ms)),
+        p90_ms=earned[90],
+        p95_ms=earned[95],
+        p99_ms=earned[99],
+        throughput=batch * 1000 / float(np.median(ms)),
+        speedup=ratio,
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the times were taken on: processor, its vector instructions, load, versions."""
+    said = {"model name": platform.processor(), "flags": ""}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in said and value:
+                said[key.strip()] = value.strip()
+    except OSError:
+        pass
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+    return {
+        "cpu": said["model name"],
+        "vector": [f for f in wanted if f in said["flags"].split()],
+        "load_1min": round(os.getloadavg()[0], 2),
+        "onnxruntime": ort.__version__,
+        "system": platform.system(),
+    }

@@ -1,0 +1,255 @@
+"""The ledger of paid answers: what each teacher was asked, and what it said. Nothing in it is asked for twice."""
+
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilltool.errors import DistillError
+
+APPLICATION_ID = 0x64697374  # "dist"
+VERSION = 1
+CHUNK = 500  # rows named in one statement, below SQLite's limit on parameters
+SCHEMA = """
+CREATE TABLE teachers (
+    id INTEGER PRIMARY KEY,
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, pool TEXT NOT NULL, preprocess TEXT NOT NULL,
+    source TEXT NOT NULL, dim INTEGER,
+    UNIQUE (sha256, output, pool, preprocess)
+);
+CREATE TABLE answers (
+    teacher INTEGER NOT NULL REFERENCES teachers (id),
+    image BLOB NOT NULL,
+    view TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL CHECK (state IN ('claimed', 'done', 'failed')),
+    asked INTEGER NOT NULL,
+    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL,
+    PRIMARY KEY (teacher, image, view)
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherKey:
+    """Which answers are interchangeable: the file (external data included), output, pooling, preprocessing.
+
+    sha256: hex. preprocess: `Preprocess.identity()`. source: who said the preprocessing, kept for the record.
+    """
+
+    sha256: str
+    output: str
+    pool: str
+    preprocess: str
+    source: str = ""
+
+
+class Ledger:
+    """One SQLite file. An image is claimed in a committed transaction before the teacher is asked, and its answer
+    is committed as it comes, so that a stop at any moment loses at most the batch in hand.
+
+    Images are named by the sha256 of their bytes (32 bytes). Vectors are float32 as the teacher gave them.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = connection
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open or create; raises DistillError where the file is no ledger, another version's, or not writable."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not path.exists() or path.stat().st_size == 0
+            db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            db.execute("PRAGMA synchronous=FULL")
+            if fresh:
+                with _transaction(db):
+                    if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                        for statement in SCHEMA.split(";"):
+                            db.execute(statement)
+                        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                        db.execute(f"PRAGMA user_version={VERSION}")
+            _check(path, db)
+            db.execute("PRAGMA journal_mode=WAL")
+        except (sqlite3.Error, OSError) as error:
+            raise DistillError(
+                f"the ledger {path} cannot be opened ({error})", "choose another file or a writable folder with --store"
+            ) from None
+        return cls(path, db)
+
+    def close(self) -> None:
+        """Close the file; everything that was answered is already on disk."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def teacher(self, key: TeacherKey) -> int:
+        """The number under which answers of this teacher are kept."""
+        values = (key.sha256, key.output, key.pool, key.preprocess)
+        with _transaction(self._db):
+            self._db.execute(
+                "INSERT INTO teachers (sha256, output, pool, preprocess, source) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (*values, key.source),
+            )
+            row = self._db.execute(
+                "SELECT id FROM teachers WHERE sha256=? AND output=? AND pool=? AND preprocess=?", values
+            ).fetchone()
+        return int(row[0])
+
+    def spent(self, sha256: str) -> int:
+        """How often this teacher was ever asked, under whatever output or preprocessing."""
+        row = self._db.execute(
+            "SELECT COALESCE(SUM(asked), 0) FROM answers JOIN teachers ON teachers.id = teacher WHERE sha256=?",
+            (sha256,),
+        ).fetchone()
+        return int(row[0])
+
+    def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
+        """The state, "done" or "failed", of those of the images that need not be asked about again."""
+        found: dict[bytes, str] = {}
+        for some in _chunks(images):
+            marks = ",".join("?" * len(some))
+            found.update(
+                self._db.execute(
+                    f"SELECT image, state FROM answers WHERE teacher=? AND state!='claimed' AND image IN ({marks})",
+                    (teacher, *some),
+                )
+            )
+        return found
+
+    def claim(self, teacher: int, images: Sequence[bytes], budget: int | None) -> list[bytes]:
+        """Claim those images that nobody has answered or is asking now, as far as the budget goes.
+
+        budget: the most that may ever be spent on this teacher's file, counted as in `spent`; None is no limit.
+        A claim whose process is gone is taken over and counts again: the teacher may have been asked.
+        """
+        claimed: list[bytes] = []
+        with _transaction(self._db):
+            sha256 = self._db.execute("SELECT sha256 FROM teachers WHERE id=?", (teacher,)).fetchone()[0]
+            left = len(images) if budget is None else budget - self.spent(sha256)
+            for image in images:
+                if left <= len(claimed):
+                    break
+                row = self._db.execute(
+                    "SELECT state, owner FROM answers WHERE teacher=? AND image=? AND view=''", (teacher, image)
+                ).fetchone()
+                if row is not None and (row[0] != "claimed" or self._is_alive(row[1])):
+                    continue
+                self._db.execute(
+                    "INSERT INTO answers (teacher, image, state, asked, owner, time) VALUES (?, ?, 'claimed', 1, ?, ?) "
+                    "ON CONFLICT DO UPDATE SET state='claimed', asked=asked+1, owner=excluded.owner, "
+                    "time=excluded.time, reason=NULL",
+                    (teacher, image, self._owner, time.time()),
+                )
+                claimed.append(image)
+        return claimed
+
+    def answer(self, teacher: int, images: Sequence[bytes], vectors_ND: NDArray[np.float32], provider: str) -> None:
+        """Commit answers to claimed images, (N, D) float32."""
+        dim = vectors_ND.shape[1]
+        with _transaction(self._db):
+            self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
+            self._db.executemany(
+                "UPDATE answers SET state='done', vector=?, provider=?, owner=NULL, time=? "
+                "WHERE teacher=? AND image=? AND view=''",
+                [
+                    (np.ascontiguousarray(vector, dtype="<f4").tobytes(), provider, time.time(), teacher, image)
+                    for image, vector in zip(images, vectors_ND, strict=True)
+                ],
+            )
+
+    def fail(self, teacher: int, images: Sequence[bytes], reason: str) -> None:
+        """Record that the teacher was asked and gave no usable answer."""
+        with _transaction(self._db):
+            self._db.executemany(
+                "UPDATE answers SET state='failed', reason=?, owner=NULL, time=? WHERE teacher=? AND image=? AND view=''",
+                [(reason, time.time(), teacher, image) for image in images],
+            )
+
+    def release(self, teacher: int, images: Sequence[bytes]) -> None:
+        """Give back claims of ours for which the teacher was certainly never asked."""
+        with _transaction(self._db):
+            self._db.executemany(
+                "UPDATE answers SET asked=asked-1 WHERE teacher=? AND image=? AND state='claimed' AND owner=?",
+                [(teacher, image, self._owner) for image in images],
+            )
+            self._db.execute("DELETE FROM answers WHERE state='claimed' AND asked=0 AND owner=?", (self._owner,))
+
+    def vectors(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """The answers to those of the images that have one, each (D,) float32."""
+        found: dict[bytes, NDArray[np.float32]] = {}
+        for some in _chunks(images):
+            marks = ",".join("?" * len(some))
+            for image, blob in self._db.execute(
+                f"SELECT image, vector FROM answers WHERE teacher=? AND state='done' AND image IN ({marks})",
+                (teacher, *some),
+            ):
+                found[image] = np.frombuffer(blob, dtype="<f4")
+        return found
+
+    def dim(self, teacher: int) -> int | None:
+        """Length of this teacher's vectors, None before its first answer."""
+        row = self._db.execute("SELECT dim FROM teachers WHERE id=?", (teacher,)).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    def _is_alive(self, owner: str | None) -> bool:
+        """Whether the claiming process may still answer: another one, on this machine or on one we cannot see."""
+        if not owner or owner == self._owner:
+            return False
+        host, pid, started = owner.rsplit(":", 2)
+        return host != socket.gethostname() or _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot, so that a reused process number is not mistaken for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return "gone"
+    try:
+        os.kill(pid, 0)  # no /proc: only whether there is such a process
+    except (ProcessLookupError, OSError):
+        return "gone"
+    return "0"
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _check(path: Path, db: sqlite3.Connection) -> None:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise DistillError(f"{path} is an SQLite file but no ledger", "choose another file with --store")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        raise DistillError(
+            f"the ledger {path} has version {version}, this distilltool reads {VERSION}",
+            "use the distilltool that wrote it, or another file with --store",
+        )
+
+
+def _chunks(images: Sequence[bytes]) -> Iterator[list[bytes]]:
+    for start in range(0, len(images), CHUNK):
+        yield list(images[start : start + CHUNK])

@@ -1,0 +1,152 @@
+"""Retrieval metrics per query, and their bootstrap intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilltool.report import Interval
+from distilltool.search import nearest
+
+RESAMPLES = 1000
+RECALLS = (1, 5, 10)
+SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
+SPEARMAN_GALLERY = 5000
+CONVENTIONS = {
+    "map": "mean over queries of rectangle AP: precision at the rank of each positive, over all positives",
+    "map@r": "MAP@R of Musgrave et al. 2020: rectangle AP cut at R, over R, the number of positives",
+    "recall@k": "share of queries with at least one positive among the first k",
+    "overlap@k": "share of the teacher's k nearest that are among the model's k nearest",
+    "spearman": f"rank correlation of all similarities of a query, at most {SPEARMAN_QUERIES} queries "
+    f"× {SPEARMAN_GALLERY} gallery images, drawn once",
+    "self": "a query that is in the gallery is never its own answer; queries without a positive leave the label metrics",
+    "interval": f"95 % percentile bootstrap over queries, {RESAMPLES} resamples; retention resamples both models alike",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Who is asked about what. query, gallery: rows of the embedded images; labels: (N,) or None.
+
+    itself: for each query its own place in the gallery, −1 where it is not there.
+    """
+
+    query: NDArray[np.int64]
+    gallery: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+
+    @property
+    def itself(self) -> NDArray[np.int64]:
+        place = {row: at for at, row in enumerate(self.gallery.tolist())}
+        return np.array([place.get(row, -1) for row in self.query.tolist()], np.int64)
+
+
+def labelled(
+    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32]
+) -> dict[str, NDArray[np.float64]]:
+    """Per-query metrics against labels, each (Q,), NaN for a query without positives.
+
+    query_ND, gallery_ND: vectors of length 1 of all images, of which `task` picks its rows; they differ where a
+    student's queries are put to the teacher's gallery.
+    """
+    assert task.labels is not None
+    found = nearest(query_ND[task.query], gallery_ND[task.gallery], len(task.gallery), task.itself).ids
+    gallery_labels = task.labels[task.gallery]
+    hits = (gallery_labels[np.maximum(found, 0)] == task.labels[task.query][:, None]) & (found >= 0)
+    positives = hits.sum(axis=1)
+    return {
+        "map": _average_precision(hits, positives, cut=False),
+        "map@r": _average_precision(hits, positives, cut=True),
+        **{f"recall@{k}": np.where(positives > 0, hits[:, :k].any(axis=1), np.nan) for k in RECALLS},
+    }
+
+
+def _average_precision(hits_QG: NDArray[np.bool_], positives_Q: NDArray[np.int64], cut: bool) -> NDArray[np.float64]:
+    """Rectangle AP; with `cut` only the first R ranks count, R the number of positives."""
+    ranks = np.arange(1, hits_QG.shape[1] + 1)
+    precision = np.cumsum(hits_QG, axis=1) / ranks
+    counted = hits_QG & (ranks <= positives_Q[:, None]) if cut else hits_QG
+    total = (precision * counted).sum(axis=1)
+    return np.where(positives_Q > 0, total / np.maximum(positives_Q, 1), np.nan)
+
+
+def overlap(
+    task: Task,
+    teacher_ND: NDArray[np.float32],
+    model_ND: NDArray[np.float32],
+    k: int,
+    model_gallery_ND: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Per query, the share of the teacher's k nearest that the model finds among its k nearest, (Q,).
+
+    model_gallery_ND: what the model's queries are put to where that is not the model's own gallery.
+    """
+    gallery_ND = model_ND if model_gallery_ND is None else model_gallery_ND
+    theirs = nearest(teacher_ND[task.query], teacher_ND[task.gallery], k, task.itself).ids
+    ours = nearest(model_ND[task.query], gallery_ND[task.gallery], k, task.itself).ids
+    return np.array([np.isin(a[a >= 0], b[b >= 0]).mean() for a, b in zip(theirs, ours, strict=True)])
+
+
+def spearman(task: Task, teacher_ND: NDArray[np.float32], model_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Per query, the rank correlation of the teacher's and the model's similarities to the gallery, (≤ 1000,)."""
+    rng = np.random.default_rng(0)
+    places = np.arange(len(task.query))
+    if len(places) > SPEARMAN_QUERIES:
+        places = np.sort(rng.choice(places, SPEARMAN_QUERIES, replace=False))
+    gallery = task.gallery
+    if len(gallery) > SPEARMAN_GALLERY:
+        gallery = np.sort(rng.choice(gallery, SPEARMAN_GALLERY, replace=False))
+    found = []
+    for row in task.query[places]:
+        others = gallery[gallery != row]
+        a = _ranks(teacher_ND[others] @ teacher_ND[row])
+        b = _ranks(model_ND[others] @ model_ND[row])
+        spread = a.std() * b.std()
+        found.append(((a - a.mean()) * (b - b.mean())).mean() / spread if spread > 0 else 0.0)
+    return np.array(found)
+
+
+def _ranks(values_G: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Ranks from 0, ties sharing their mean rank."""
+    _, inverse, counts = np.unique(values_G, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank: NDArray[np.float64] = last - (counts + 1) / 2
+    return mean_rank[inverse]
+
+
+def interval(values_Q: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Mean over queries with its 95 % bootstrap interval; NaN queries are left out."""
+    kept = values_Q[~np.isnan(values_Q)]
+    if not len(kept):
+        return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
+    means = _resampled(kept[:, None], seed)[:, 0]
+    return Interval(
+        value=float(kept.mean()), low=float(np.quantile(means, 0.025)), high=float(np.quantile(means, 0.975))
+    )
+
+
+def ratio(model_Q: NDArray[np.float64], teacher_Q: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Mean of one over mean of the other, both resampled alike, with its 95 % bootstrap interval."""
+    kept = ~np.isnan(model_Q) & ~np.isnan(teacher_Q)
+    pair = np.stack([model_Q[kept], teacher_Q[kept]], axis=1)
+    if not len(pair) or pair[:, 1].mean() == 0:
+        return Interval(value=float("nan"), low=float("nan"), high=float("nan"))
+    means = _resampled(pair, seed)
+    ratios = means[:, 0] / np.maximum(means[:, 1], 1e-12)
+    return Interval(
+        value=float(pair[:, 0].mean() / pair[:, 1].mean()),
+        low=float(np.quantile(ratios, 0.025)),
+        high=float(np.quantile(ratios, 0.975)),
+    )
+
+
+def _resampled(values_QM: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Means of bootstrap resamples of the rows, (RESAMPLES, M), a few resamples in memory at a time."""
+    rng = np.random.default_rng(seed)
+    count = len(values_QM)
+    step = max(1, min(RESAMPLES, 4_000_000 // count))
+    parts = []
+    for at in range(0, RESAMPLES, step):
+        draws = rng.integers(0, count, (min(step, RESAMPLES - at), count))
+        parts.append(values_QM[draws].mean(axis=1))
+    return np.concatenate(parts)

@@ -1,0 +1,348 @@
+"""How an image becomes what a network is fed: one frozen description, applied the same way everywhere."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distilltool import deploy
+from distilltool.errors import DistillError
+
+METADATA_KEY = "distilltool.preprocess"
+
+Resize = Literal["stretch", "shortest"]
+Channels = Literal["RGB", "BGR"]
+Layout = Literal["NCHW", "NHWC"]
+Dtype = Literal["float32", "float16", "uint8"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "resize": get_args(Resize),
+    "channels": get_args(Channels),
+    "layout": get_args(Layout),
+    "dtype": get_args(Dtype),
+    "interpolation": tuple(deploy.RESAMPLE),
+}
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PRESETS: dict[str, dict[str, Any]] = {
+    # torchvision's evaluation transform
+    "imagenet": {
+        "resize": "shortest",
+        "crop_ratio": 0.875,
+        "interpolation": "bilinear",
+        "scale": 1 / 255,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "channels": "RGB",
+    },
+    # openai/CLIP, clip.py: _transform
+    "clip": {
+        "resize": "shortest",
+        "crop_ratio": 1.0,
+        "interpolation": "bicubic",
+        "scale": 1 / 255,
+        "mean": (0.48145466, 0.4578275, 0.40821073),
+        "std": (0.26862954, 0.26130258, 0.27577711),
+        "channels": "RGB",
+    },
+    # keras.applications.imagenet_utils.preprocess_input, mode "tf": [-1, 1]
+    "tf": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1 / 127.5,
+        "mean": (1.0, 1.0, 1.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "RGB",
+    },
+    # the same function, mode "caffe": BGR, 0 to 255, centred
+    "caffe": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1.0,
+        "mean": (103.939, 116.779, 123.68),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "BGR",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """The way from a decoded RGB image to a network's input.
+
+    The network is fed ``(pixel * scale - mean) / std`` with pixels of 0 to 255 in the order of `channels`
+    (mean and std are given in that order too).
+
+    size: (height, width) in pixels. resize: "stretch" goes straight to `size`; "shortest" brings the shorter
+    side to `resize_to` pixels and cuts `size` out of the middle. source: who said so; not part of the identity.
+    """
+
+    size: tuple[int, int]
+    resize: Resize = "stretch"
+    resize_to: int | None = None
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
+    channels: Channels = "RGB"
+    layout: Layout = "NCHW"
+    dtype: Dtype = "float32"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise DistillError(
+                    f"preprocessing {name}={getattr(self, name)!r} is unknown", f"use one of {', '.join(allowed)}"
+                )
+        if min(self.size) < 1 or max(self.size) > 8192:
+            raise DistillError(f"preprocessing size {self.size} is out of range", "use 1 to 8192 pixels a side")
+        if len(self.mean) != 3 or len(self.std) != 3 or 0.0 in self.std:
+            raise DistillError(
+                "preprocessing needs three means and three standard deviations, none of them 0",
+                "give them as mean=0.5,0.5,0.5 and std=0.5,0.5,0.5",
+            )
+        if self.resize == "shortest" and (self.resize_to is None or self.resize_to < max(self.size)):
+            raise DistillError(
+                f"preprocessing resize=shortest with resize_to={self.resize_to} cannot hold a crop of {self.size}",
+                "give resize_to= at least the longer side of size, or resize=stretch",
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from JSON values; names that are not fields are an error."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown or "size" not in values:
+            raise DistillError(
+                f"preprocessing has {'unknown fields ' + ', '.join(unknown) if unknown else 'no size'}",
+                f"the fields are {', '.join(sorted(known))}",
+            )
+        tuples = {name: tuple(values[name]) for name in ("size", "mean", "std") if name in values}
+        return cls(**{**values, **tuples})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def identity(self) -> str:
+        """Canonical JSON of what changes the numbers: everything but `source`."""
+        values = self.to_dict()
+        del values["source"]
+        return json.dumps(values, sort_keys=True)
+
+    def describe(self) -> str:
+        """One line for people."""
+        way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
+        numbers = (
+            "as they are"
+            if self.scale == 1 and self.mean == (0, 0, 0) and self.std == (1, 1, 1)
+            else (f"× {self.scale:.4g} − {_short(self.mean)} ÷ {_short(self.std)}")
+        )
+        return (
+            f"{self.size[0]}×{self.size[1]} {self.resize}{way} {self.interpolation}, {self.channels} {numbers}, "
+            f"{self.layout} {self.dtype}"
+        )
+
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an RGB image → (H, W, 3) uint8 RGB at `size`."""
+        return deploy.resize(
+            image,
+            {
+                "size": self.size,
+                "resize": self.resize,
+                "resize_to": self.resize_to,
+                "interpolation": self.interpolation,
+            },
+        )
+
+    def feed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[Any]:
+        """Turn prepared images, (N, H, W, 3) uint8 RGB, into the network's input in its layout and dtype."""
+        pixels = images_NHWC if self.channels == "RGB" else images_NHWC[..., ::-1]
+        if self.dtype != "uint8":
+            factor = np.asarray(self.scale / np.asarray(self.std), np.float32)
+            shift = np.asarray(np.asarray(self.mean) / np.asarray(self.std), np.float32)
+            pixels = np.multiply(pixels, factor, dtype=np.float32)
+            pixels -= shift
+        if self.layout == "NCHW":
+            pixels = pixels.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(pixels, dtype=self.dtype)
+
+    def at(self, size: tuple[int, int]) -> "Preprocess":
+        """The same field of view at a student's working size, as raw RGB bytes: the student scales them itself."""
+        zoom = max(size[0] / self.size[0], size[1] / self.size[1])
+        short = max(round(self.resize_to * zoom), *size) if self.resize_to else None
+        return Preprocess(
+            size=size, resize=self.resize, resize_to=short, layout="NHWC", dtype="uint8", source="distilltool"
+        )
+
+
+def _short(values: Sequence[float]) -> str:
+    texts = [f"{value:.4g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else "(" + " ".join(texts) + ")"
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Read `--preprocess` values: each a preset, a file, or one field=value; later ones win.
+
+    Returns partial fields, with `said_by` naming the flag and the virtual field `crop_ratio` (crop / short side).
+    """
+    merged: dict[str, Any] = {}
+    for flag in flags:
+        if "=" in flag and not Path(flag).exists():
+            name, _, text = flag.partition("=")
+            merged[name] = _field(name.strip(), text.strip())
+        elif flag in PRESETS:
+            merged |= PRESETS[flag]
+        else:
+            merged |= read_file(Path(flag))
+        merged["said_by"] = f"flag {' '.join(flags)}"
+    return merged
+
+
+def _field(name: str, text: str) -> Any:
+    try:
+        if name == "size":
+            sides = tuple(int(part) for part in text.lower().replace("×", "x").split("x"))
+            return sides if len(sides) == 2 else (sides[0], sides[0])
+        if name == "resize_to":
+            return int(text)
+        if name == "scale":
+            top, _, bottom = text.partition("/")
+            return float(top) / float(bottom or 1)
+        if name in ("mean", "std"):
+            values = tuple(float(part) for part in text.split(","))
+            return values * 3 if len(values) == 1 else values
+    except (ValueError, ZeroDivisionError):
+        raise DistillError(
+            f"--preprocess {name}={text} cannot be read",
+            "write size=224 or size=256x128, mean=0.485,0.456,0.406, scale=1/255",
+        ) from None
+    if name not in CHOICES:
+        names = ["size", "resize_to", "scale", "mean", "std", *CHOICES]
+        raise DistillError(f"--preprocess {name}= is no field", f"the fields are {', '.join(names)}")
+    return text
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read preprocessing from a JSON file: ours, or Hugging Face's, timm's or open_clip's sidecar."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistillError(
+            f"--preprocess {path} is neither a preset nor a readable JSON file ({error})",
+            f"use one of {', '.join(PRESETS)}, a file, or field=value",
+        ) from None
+    found = from_sidecar(values) if isinstance(values, dict) else None
+    if found is None:
+        raise DistillError(
+            f"{path} describes no preprocessing that is known here",
+            "known are our own fields, preprocessor_config.json, timm's config.json and open_clip_config.json",
+        )
+    return found
+
+
+def from_sidecar(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Recognise a sidecar's dialect and translate it into partial fields; None where it says nothing of images."""
+    if "pretrained_cfg" in values or {"mean", "std", "input_size"} <= set(values):
+        return _from_timm(values.get("pretrained_cfg", values))
+    if "preprocess_cfg" in values:
+        return _from_open_clip(values)
+    if "image_mean" in values or "do_resize" in values or "rescale_factor" in values:
+        return _from_hugging_face(values)
+    if {"mean", "std", "scale"} <= set(values):
+        return dict(values)
+    return None
+
+
+def _from_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
+    rescale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
+    normal = values.get("do_normalize", "image_mean" in values)
+    found: dict[str, Any] = {
+        "scale": rescale,
+        "mean": tuple(values["image_mean"]) if normal else (0.0, 0.0, 0.0),
+        "std": tuple(values["image_std"]) if normal else (1.0, 1.0, 1.0),
+        "interpolation": {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}[
+            int(values.get("resample", 2))
+        ],
+        "channels": "RGB",
+    }
+    size, crop = _sides(values.get("size")), _sides(values.get("crop_size"))
+    cropped = bool(crop) and values.get("do_center_crop", False)
+    if size is None:
+        return found | ({"size": crop} if cropped else {})
+    if isinstance(size, int):
+        target = crop if cropped and isinstance(crop, tuple) else (size, size)
+        return found | {"size": target, "resize": "shortest", "resize_to": size}
+    return found | {"size": size, "resize": "stretch"}
+
+
+def _sides(value: Any) -> tuple[int, int] | int | None:
+    """Hugging Face's size: an int or shortest_edge means the shorter side; height and width mean just that."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Mapping) and {"height", "width"} <= set(value):
+        return int(value["height"]), int(value["width"])
+    if isinstance(value, Mapping) and "shortest_edge" in value:
+        return int(value["shortest_edge"])
+    return None
+
+
+def _from_timm(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = cfg["input_size"][-2:]
+    found = {
+        "size": (height, width),
+        "scale": 1 / 255,
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "interpolation": cfg.get("interpolation", "bicubic"),
+        "channels": "RGB",
+    }
+    if cfg.get("crop_mode", "center") == "squash":
+        return found | {"resize": "stretch"}
+    short = int(max(height, width) / cfg.get("crop_pct", 0.875))  # timm floors
+    return found | {"resize": "shortest", "resize_to": short}
+
+
+def _from_open_clip(values: Mapping[str, Any]) -> dict[str, Any]:
+    cfg = values["preprocess_cfg"]
+    size = cfg.get("size") or values.get("model_cfg", {}).get("vision_cfg", {}).get("image_size")
+    found = {
+        "scale": 1 / 255,
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "interpolation": cfg.get("interpolation", "bicubic"),
+        "channels": "RGB",
+    }
+    if size is not None:
+        sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        found["size"] = sides
+    stretch = cfg.get("resize_mode", "shortest") == "squash"
+    return found | ({"resize": "stretch"} if stretch else {"resize": "shortest", "crop_ratio": 1.0})
+
+
+def merge(sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
+    """Lay partial fields over each other, the most believed first; None where none says how pixels are scaled.
+
+    Each source carries `said_by`. The one whose numbers (scale, mean, std) are used is named as the source.
+    """
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        fields_said = {name: value for name, value in source.items() if name != "said_by" and value is not None}
+        if "resize" in fields_said or "size" in fields_said:  # a crop belongs to its own size
+            merged.pop("resize_to", None)
+        merged |= fields_said
+        if {"scale", "mean", "std"} & set(source):
+            merged["source"] = source["said_by"]
+    if not {"scale", "mean", "std"} & set(merged) or "size" not in merged:
+        return None
+    ratio = merged.pop("crop_ratio", 1.0)
+    if merged.get("resize") == "shortest" and not merged.get("resize_to"):
+        merged["resize_to"] = int(max(merged["size"]) / ratio)
+    if merged.get("resize", "stretch") == "stretch":
+        merged["resize_to"] = None
+    return Preprocess.from_dict(merged)

@@ -1,0 +1,32 @@
+"""How long work tells whoever watches how far it is; the stages call this and never print."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """One piece of work at a time, with a rate; `note` is for a line that should stay on the screen."""
+
+    def begin(self, what: str, total: int, unit: str) -> None: ...
+    def advance(self, amount: int = 1, detail: str = "") -> None: ...
+    def end(self) -> None: ...
+    def note(self, message: str) -> None: ...
+    def warn(self, message: str) -> None: ...
+
+
+class Silent:
+    """Says nothing: for the library and for tests."""
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        pass
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        pass

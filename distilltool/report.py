@@ -1,0 +1,198 @@
+"""What the commands found out, typed, and the JSON others rely on."""
+
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+RENAMED = {"overlap_at_10": "overlap@10"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherReport:
+    """Which teacher was asked, and how images were prepared for it."""
+
+    sha256: str
+    dim: int
+    output: str
+    preprocess: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedReport:
+    """A file left out and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanReport:
+    """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger)."""
+
+    queries: int
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    probed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryReport:
+    """What `query` did. images: distinct readable ones; queried: asked now; cached: answered before;
+    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it."""
+
+    store: str
+    teacher: TeacherReport
+    images: int
+    files: int
+    duplicates: int
+    queried: int
+    cached: int
+    pending: int
+    spent: int
+    budget: int | None
+    skipped: tuple[SkippedReport, ...]
+    seconds: float
+    plan: PlanReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentReport:
+    """The student that was trained. params: weights; dim: of its vectors; input: height and width."""
+
+    spec: str
+    params: int
+    dim: int
+    input: tuple[int, int]
+    space: str
+    start: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelity:
+    """How well a student ranks as the teacher does, without labels."""
+
+    overlap_at_10: Interval
+    spearman: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillReport:
+    """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
+    before its first step. k: neighbours compared, 10 unless fewer images were held out."""
+
+    run: str
+    recipe: str
+    student: StudentReport
+    queries: dict[str, int]
+    images: dict[str, int]
+    steps: int
+    best_step: int
+    seconds: float
+    k: int
+    fidelity: Fidelity
+    undistilled: Fidelity
+    verdict: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReport:
+    """One model's figures in `eval`; metrics are {} where there are no labels."""
+
+    name: str
+    dim: int
+    space: str
+    metrics: dict[str, Interval]
+    fidelity: dict[str, Interval] | None
+    retention: dict[str, Interval]
+    asymmetric: dict[str, Interval] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """What `eval` found. models[0] is the teacher. conventions: how each figure is defined."""
+
+    data: str
+    queries: int
+    gallery: int
+    protocol: str
+    models: tuple[ModelReport, ...]
+    skipped: tuple[SkippedReport, ...]
+    teacher_queries: dict[str, int]
+    conventions: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speedup:
+    """Baseline time over model time; above 1 is faster."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyReport:
+    """Time of one run in milliseconds; a percentile the samples do not earn is None. throughput: images a second."""
+
+    device: str
+    provider: str
+    threads: int
+    batch: int
+    n: int
+    min_ms: float
+    p50_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    throughput: float
+    speedup: Speedup | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantReport:
+    """One exported file and how it was judged."""
+
+    precision: str
+    file: str
+    bytes: int
+    sha256: str
+    opset: int
+    status: str
+    reason: str
+    parity: dict[str, float]
+    overlap_at_10: Interval
+    latency: tuple[LatencyReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What `export` shipped. teacher: its size and latency in the same run; quality: `eval`'s figures, if any."""
+
+    bundle: str
+    variants: tuple[VariantReport, ...]
+    teacher: dict[str, Any]
+    machine: dict[str, Any]
+    evaluations: tuple[dict[str, Any], ...] = field(default=())
+    seconds: float = 0.0
+
+
+def to_json(report: Any) -> Any:
+    """A report as JSON values, field names as in the contract."""
+    if is_dataclass(report) and not isinstance(report, type):
+        return to_json(asdict(report))
+    if isinstance(report, dict):
+        return {RENAMED.get(key, key): to_json(value) for key, value in report.items()}
+    if isinstance(report, list | tuple):
+        return [to_json(value) for value in report]
+    return report

@@ -1,0 +1,153 @@
+"""A run on disk: every path in it, atomic writes, and the manifest that is written last."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilltool.errors import DistillError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run. `plan` says from what it is made and exists from the start; `manifest` exists once it is finished."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "student.safetensors"
+
+    @property
+    def card(self) -> Path:
+        return self.root / "student.json"
+
+    @property
+    def pixels(self) -> Path:
+        return self.root / "cache" / "pixels.npy"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    def begin(self, plan: Mapping[str, Any], restart: bool) -> bool:
+        """Make or reopen the run; True where it is finished already.
+
+        plan: what the run is made from, as JSON values. A folder made from something else is an error, unless
+        `restart` clears it.
+        """
+        if restart and self.plan.exists():
+            self._clear()
+        if self.root.exists() and not self.root.is_dir():
+            raise DistillError(f"{self.root} is a file", "choose another folder with --out")
+        if not self.plan.exists():
+            if self.root.exists() and any(self.root.iterdir()):
+                raise DistillError(f"the folder {self.root} holds something that is no run", "choose another --out")
+            write_json(self.plan, plan)
+            return False
+        before = read_json(self.plan)
+        differing = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
+        if differing:
+            raise DistillError(
+                f"the run {self.root} was made with another {', '.join(differing)}",
+                "choose another --out, or add --restart to replace it",
+            )
+        return self.manifest.exists()
+
+    def _clear(self) -> None:
+        self.manifest.unlink(missing_ok=True)
+        for path in (self.plan, self.environment, self.log, self.checkpoint, self.best, self.weights, self.card):
+            path.unlink(missing_ok=True)
+        for folder in (self.pixels.parent, self.evaluations, self.bundle):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_run(root: Path) -> RunDir:
+    """A finished run, or an error that says what is missing."""
+    run = RunDir(root)
+    if not run.plan.exists():
+        raise DistillError(f"{root} is no run of distilltool", "give the folder that distill wrote with --out")
+    if not run.manifest.exists():
+        raise DistillError(f"the run {root} is not finished", "run the same distill command again: it goes on")
+    return run
+
+
+def write_bytes(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then put it there in one step, synced; errors name the path."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DistillError(f"{path} cannot be written ({error.strerror})", "choose a writable folder") from None
+    os.close(handle)
+    fresh = Path(name)
+    try:
+        write(fresh)
+        with fresh.open("rb+") as file:
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as error:
+        raise DistillError(
+            f"{path} cannot be written ({error.strerror})", "make room or choose another folder"
+        ) from None
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON values atomically."""
+    write_bytes(path, lambda fresh: _dump(fresh, json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, lambda fresh: _dump(fresh, text))
+
+
+def _dump(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that we wrote."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistillError(f"{path} cannot be read ({error})", "remove the run and make it again") from None

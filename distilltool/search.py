@@ -1,0 +1,65 @@
+"""Exact nearest neighbours and clusters, by faiss, block by block."""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 512  # queries at once: beyond 128,000 / D faiss multiplies matrices instead of single vectors
+SLACK = 32  # faiss orders ties by falling id; fetching a few more lets us order them by rising id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """The nearest of each query, best first. ids: (Q, k) int64, −1 where there are no more; scores: (Q, k) float32."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def nearest(
+    queries_QD: NDArray[np.float32], gallery_GD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None
+) -> Neighbours:
+    """The k rows of largest inner product, ordered by (−score, id).
+
+    itself: (Q,) the row that is the query and must not be found, −1 for none.
+    Raises ValueError where a vector is not finite (faiss would lose such rows without a word).
+    """
+    for vectors in (queries_QD, gallery_GD):
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors hold NaN or infinity")
+    index = faiss.IndexFlatIP(gallery_GD.shape[1])
+    index.add(np.ascontiguousarray(gallery_GD, np.float32))
+    fetch = min(k + 1 + SLACK, len(gallery_GD))
+    ids = np.full((len(queries_QD), k), -1, np.int64)
+    scores = np.full((len(queries_QD), k), -np.inf, np.float32)
+    for at in range(0, len(queries_QD), BLOCK):
+        block = slice(at, at + BLOCK)
+        got_scores, got_ids = index.search(np.ascontiguousarray(queries_QD[block], np.float32), fetch)
+        if itself is not None:
+            own = got_ids == itself[block, None]
+            got_scores[own], got_ids[own] = -np.inf, len(gallery_GD)
+        order = np.lexsort((got_ids, -got_scores), axis=1)[:, :k]
+        width = order.shape[1]
+        ids[block, :width] = np.take_along_axis(got_ids, order, axis=1)
+        scores[block, :width] = np.take_along_axis(got_scores, order, axis=1)
+    ids[scores == -np.inf] = -1
+    return Neighbours(ids=ids, scores=scores)
+
+
+def clusters(vectors_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+    """Spherical k-means of unit vectors → (N,) the cluster of each."""
+    means = faiss.Kmeans(
+        vectors_ND.shape[1],
+        count,
+        niter=20,
+        spherical=True,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=1000,
+    )
+    means.train(np.ascontiguousarray(vectors_ND, np.float32))
+    _, assigned = means.index.search(np.ascontiguousarray(vectors_ND, np.float32), 1)
+    found: NDArray[np.int64] = assigned[:, 0]
+    return found

@@ -1,0 +1,305 @@
+"""The only file that prints: progress, tables and errors go to stderr, JSON to stdout."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from distilltool.errors import DistillError, Exit
+
+SKIPPED_SHOWN = 5
+
+
+class Show:
+    """One command's face to whoever watches; a `distilltool.progress.Progress`."""
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self._json, self._quiet = json, quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        self.end()
+        if self._quiet:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            transient=False,
+            disable=not self._console.is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
+        self._unit = unit
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        if self._bar is None or self._task is None:
+            return
+        self._bar.advance(self._task, amount)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._task, rate=f"{speed:.1f}/s" if speed else "", detail=escape(detail))
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def note(self, message: str) -> None:
+        if not self._quiet:
+            self._console.print(escape(message), style="dim")
+
+    def warn(self, message: str) -> None:
+        if not self._quiet:
+            self._console.print(f"[yellow]warning:[/] {escape(message)}")
+
+    def error(self, error: DistillError) -> None:
+        self.end()
+        self._console.print(
+            f"[red]error:[/] {escape(_printable(error.message))}: {escape(_printable(error.fix))}", soft_wrap=True
+        )
+
+    def interrupted(self, kept: str) -> None:
+        self.end()
+        self._console.print(
+            f"[yellow]stopped:[/] {escape(kept or 'what was finished is kept; the same command goes on')}",
+            soft_wrap=True,
+        )
+
+    def text(self, text: str) -> None:
+        print(text, end="")
+
+    def exit_code(self, result: Any) -> Exit:
+        """A rejected export is a failed gate."""
+        from distilltool.report import ExportReport
+
+        if isinstance(result, ExportReport) and any(one.status != "accepted" for one in result.variants):
+            return Exit.GATE
+        return Exit.DONE
+
+    def result(self, result: Any) -> None:
+        """Show a report: JSON on stdout where asked for, else a table on stderr."""
+        if result is None:
+            return
+        if self._json:
+            from distilltool.report import to_json
+
+            json.dump(to_json(result), sys.stdout, ensure_ascii=False, allow_nan=False)
+            print()
+        elif not self._quiet:
+            from distilltool import report
+
+            tables = {
+                report.QueryReport: self._query,
+                report.DistillReport: self._distill,
+                report.EvalReport: self._eval,
+                report.ExportReport: self._export,
+                list: self._recipes,
+            }
+            tables[type(result)](result)
+
+    def _query(self, found: Any) -> None:
+        table = _facts()
+        budget = "" if found.budget is None else f" of a budget of {found.budget:,}"
+        rate = f", {found.queried / found.seconds:.1f} images/s" if found.queried else ""
+        table.add_row(
+            "images",
+            f"{found.images:,} distinct in {found.files:,} files"
+            + (f", {found.duplicates:,} duplicates" if found.duplicates else ""),
+        )
+        table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
+        table.add_row("known before", f"{found.cached:,}")
+        table.add_row("asked ever", f"{found.spent:,}{budget}")
+        if found.pending:
+            table.add_row(
+                "still open",
+                f"{found.pending:,}"
+                + (" (raise --budget to ask about them)" if found.budget and not found.plan else ""),
+            )
+        table.add_row("ledger", escape(found.store))
+        if found.plan is not None:
+            plan = found.plan
+            table.add_row(
+                "[bold]forecast[/]",
+                f"{plan.queries:,} more queries, {_duration(plan.seconds)}, "
+                f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk",
+            )
+        self._console.print(table)
+        self._skipped(found.skipped)
+
+    def _distill(self, found: Any) -> None:
+        table = _facts()
+        student = found.student
+        table.add_row(
+            "student",
+            f"{escape(student.spec)}, {student.params / 1e6:.2f} M parameters, "
+            f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {escape(student.start)}",
+        )
+        table.add_row("asked", f"{found.queries['new']:,} now, {found.queries['spent']:,} ever")
+        table.add_row(
+            "trained on", f"{found.images['train']:,} images, {found.steps:,} steps, {_duration(found.seconds)}"
+        )
+        name = f"overlap@{found.k}"
+        table.add_row(
+            name, f"{_interval(found.fidelity.overlap_at_10)}, undistilled {found.undistilled.overlap_at_10.value:.3f}"
+        )
+        table.add_row(
+            "Spearman", f"{_interval(found.fidelity.spearman)}, undistilled {found.undistilled.spearman.value:.3f}"
+        )
+        table.add_row("run", escape(found.run))
+        self._console.print(table)
+        self._console.print(f"[bold]{escape(found.verdict)}[/]")
+
+    def _eval(self, found: Any) -> None:
+        title = (
+            f"{Path(found.data).name}: {found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
+        )
+        table = Table(title=escape(title), title_style="bold", title_justify="left")
+        table.add_column("", no_wrap=True)
+        for model in found.models:
+            table.add_column(escape(model.name), justify="right", overflow="fold")
+        teacher, *students = found.models
+        for name in teacher.metrics:
+            label = {"map": "mAP", "map@r": "mAP@R"}.get(name, name.replace("recall", "R"))
+            cells = [f"{label}", _interval(teacher.metrics[name]), *(_interval(s.metrics[name]) for s in students)]
+            table.add_row(*cells)
+        for name in ("map", "recall@1") if teacher.metrics else ():
+            label = "mAP" if name == "map" else "R@1"
+            table.add_row(f"{label} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+        for name, label in (("overlap@10", "overlap@10"), ("spearman", "Spearman")):
+            table.add_row(label, "", *(_interval(s.fidelity[name]) for s in students))
+        if any(s.asymmetric for s in students):
+            for name in ("map", "recall@1", "overlap@10"):
+                cells = [
+                    _interval(s.asymmetric[name]) if s.asymmetric and name in s.asymmetric else "–" for s in students
+                ]
+                if any(cell != "–" for cell in cells):
+                    table.add_row(f"{name} → teacher", "", *cells)
+        self._console.print(table)
+        self._skipped(found.skipped)
+
+    def _export(self, found: Any) -> None:
+        table = Table(title="The student beside its teacher", title_style="bold", title_justify="left")
+        table.add_column("", no_wrap=True)
+        table.add_column("teacher", justify="right")
+        table.add_column("student", justify="right")
+        table.add_column("", justify="left")
+        variant, teacher = found.variants[0], found.teacher
+        for evaluation in found.evaluations:
+            self._export_quality(table, evaluation)
+        ours = variant.latency[0]
+        theirs = teacher["latency"][0] if teacher["latency"] else None
+        factor = (
+            f"{ours.speedup.value:.1f}× faster ({ours.speedup.low:.1f} to {ours.speedup.high:.1f})"
+            if ours.speedup
+            else ""
+        )
+        for key, label in (("p50_ms", "ms p50"), ("p90_ms", "ms p90"), ("p99_ms", "ms p99")):
+            cells = [None if theirs is None else theirs[key], getattr(ours, key)]
+            table.add_row(label, *(f"{cell:.2f}" if cell is not None else "–" for cell in cells), factor)
+            factor = ""
+        table.add_row(
+            "MB",
+            f"{teacher['bytes'] / 1e6:.1f}",
+            f"{variant.bytes / 1e6:.1f}",
+            f"{teacher['bytes'] / variant.bytes:.1f}× smaller",
+        )
+        self._console.print(table)
+        where = (
+            f"CPU, {ours.threads} thread, batch 1, {ours.provider}"
+            if ours.threads == 1
+            else f"CPU, {ours.threads} threads"
+        )
+        self._console.print(
+            f"{where}; {ours.n:,} runs of the student; cosine to the trained student ≥ "
+            f"{variant.parity['cosine_min']:.6f}",
+            style="dim",
+        )
+        if variant.status == "accepted":
+            self._console.print(
+                f"[green]shipped[/] {escape(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
+            )
+        else:
+            self._console.print(f"[red]rejected[/] {variant.precision}: {escape(variant.reason)}; nothing was shipped")
+
+    def _export_quality(self, table: Table, evaluation: dict[str, Any]) -> None:
+        teacher, student = evaluation["models"][:2]
+        data = Path(evaluation["data"]).name
+        for key, label in (("map", "mAP"), ("recall@1", "R@1")):
+            if key in student["metrics"]:
+                kept = student["retention"][key]
+                table.add_row(
+                    f"{label} {escape(data)}",
+                    f"{teacher['metrics'][key]['value']:.3f}",
+                    f"{student['metrics'][key]['value']:.3f}",
+                    _percent_of(kept) + " kept",
+                )
+        table.add_row(
+            f"top-10 {escape(data)}",
+            "",
+            f"{student['fidelity']['overlap@10']['value']:.3f}",
+            "of the teacher's neighbours",
+        )
+
+    def _recipes(self, found: list[Any]) -> None:
+        table = _facts()
+        for one in found:
+            table.add_row(one.name, escape(one.description))
+        Console(highlight=False).print(table)
+
+    def _skipped(self, skipped: Sequence[Any]) -> None:
+        for one in skipped[:SKIPPED_SHOWN]:
+            self._console.print(f"[yellow]skipped[/] {escape(_printable(one.path))}: {escape(_printable(one.reason))}")
+        if len(skipped) > SKIPPED_SHOWN:
+            self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _printable(text: str) -> str:
+    """File names and messages without control characters, so that none reaches the terminal as a command."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _interval(value: Any) -> str:
+    return f"{value.value:.3f} ±{(value.high - value.low) / 2:.3f}"
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value.value:.1f} % ±{50 * (value.high - value.low):.1f}"
+
+
+def _percent_of(value: dict[str, float]) -> str:
+    return f"{100 * value['value']:.1f} % ±{50 * (value['high'] - value['low']):.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,385 @@
+"""Train a student from the ledger's answers."""
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilltool import images, ridge, search, students, train
+from distilltool.augment import shrink
+from distilltool.embedder import unit
+from distilltool.errors import DistillError
+from distilltool.images import Photo, workers
+from distilltool.preprocess import Preprocess
+from distilltool.progress import Progress
+from distilltool.recipe import Recipe
+from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
+from distilltool.rundir import RunDir, read_json, write_bytes, write_json
+from distilltool.student import Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
+from distilltool.students import Start
+from distilltool.teacher import OnnxEmbedder
+from distilltool.train import Data, Outcome
+
+MIN_IMAGES = 32
+MIN_HELD = 24
+MAX_HELD = 1000
+CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """The images the teacher has answered about. vectors: (N, E) at length 1."""
+
+    photos: tuple[Photo, ...]
+    vectors: NDArray[np.float32]
+    skipped: int
+    queries: dict[str, int]
+
+
+def check(recipe: Recipe) -> None:
+    """Fail on what is wrong with a recipe before anything is asked or trained."""
+    train.check_losses(recipe, recipe.space == "teacher")
+    if recipe.space == "teacher" and recipe.student.dim:
+        raise DistillError(
+            "--dim and the teacher's space exclude each other: its vectors have its dimension",
+            "leave --dim away, or use --set space=own",
+        )
+
+
+def distill(
+    teacher: OnnxEmbedder,
+    answered: Answered,
+    recipe: Recipe,
+    run: RunDir,
+    start: Start,
+    *,
+    seconds: float | None,
+    progress: Progress,
+) -> DistillReport:
+    """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
+
+    seconds: wall time for training as a whole, caching and evaluation included.
+    """
+    began = time.perf_counter()
+    torch.set_num_threads(workers())
+    write_json(run.environment, environment())
+    backbone = students.build(recipe.student.spec, start)
+    _say_start(backbone.start, recipe.student.spec, start, progress)
+    size = working_size(teacher.preprocess.size, recipe.student.input)
+    held = hold_out(answered.vectors, recipe.validation, recipe.seed)
+    data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
+    student = _make_student(backbone, recipe, data, run, progress)
+    left = None if seconds is None else max(1.0, seconds - (time.perf_counter() - began))
+    outcome = train.train(
+        student, data, recipe, run, finetune=backbone.start != "scratch", seconds=left, progress=progress
+    )
+    report = _report(student, backbone.start, answered, data, recipe, run, outcome)
+    _finish(student, teacher, recipe, run, report, answered, held)
+    return report
+
+
+def _say_start(start: str, spec: str, asked: Start, progress: Progress) -> None:
+    if start != "scratch":
+        progress.note(f"the student {spec} starts from {start}")
+        return
+    why = (
+        "its pretrained weights are not on this machine"
+        if asked.fetch == "cached"
+        else ("its pretrained weights could not be fetched")
+    )
+    progress.warn(
+        f"the student {spec} starts from scratch: {why}; it will keep much less of the teacher than a "
+        f"pretrained one (give weights with --weights FILE.safetensors, or name --student {spec} online)"
+    )
+
+
+def working_size(teacher: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Height and width of the student's images: the teacher's proportions with this longer side, in pixels."""
+    scale = longer / max(teacher)
+    return max(16, round(teacher[0] * scale)), max(16, round(teacher[1] * scale))
+
+
+def hold_out(vectors_NE: NDArray[np.float32], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images to hold out, (N,): whole clusters of the teacher's vectors, so that they are unlike the rest."""
+    count = len(vectors_NE)
+    if count < MIN_IMAGES:
+        raise DistillError(
+            f"the teacher has answered about {count} images, a student needs {MIN_IMAGES} or more",
+            "give more images or a larger --budget",
+        )
+    wanted = min(max(MIN_HELD, round(share * count)), MAX_HELD, count // 2)
+    assigned = search.clusters(vectors_NE, max(4, count // 20), seed)
+    order = np.random.default_rng((seed, 4)).permutation(assigned.max() + 1)
+    held = np.zeros(count, bool)
+    for cluster in order:
+        members = assigned == cluster
+        if held.sum() + members.sum() <= 1.2 * wanted:
+            held |= members
+        if held.sum() >= wanted:
+            break
+    if held.sum() < wanted // 2:  # one cluster holds nearly all: nothing to tell apart
+        held[np.random.default_rng((seed, 5)).permutation(count)[:wanted]] = True
+    return held
+
+
+def _gather(
+    answered: Answered,
+    held: NDArray[np.bool_],
+    seen_by: Preprocess,
+    size: tuple[int, int],
+    crop: float,
+    run: RunDir,
+    progress: Progress,
+) -> Data:
+    """Decode every image once: training images at caching size onto disk, held-out ones at working size."""
+    height, width = (round(side / max(crop, 0.8)) for side in size)  # the smallest usual crop is not enlarged
+    trained = [photo for photo, out in zip(answered.photos, held, strict=True) if not out]
+    validated = [photo for photo, out in zip(answered.photos, held, strict=True) if out]
+    pixels = _cache(run.pixels, trained, seen_by.at((height, width)), progress)
+    held_pixels, lost = images.load([photo.path for photo in validated], seen_by.at(size))
+    if lost:
+        raise DistillError(
+            f"{lost[0].path} {lost[0].reason} now, but the teacher was asked about it",
+            "put the image back and run the same command again",
+        )
+    return Data(
+        pixels=pixels,
+        targets=answered.vectors[~held],
+        held_pixels=held_pixels,
+        held_targets=answered.vectors[held],
+        names=tuple(str(photo.path) for photo in trained),
+    )
+
+
+def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress: Progress) -> NDArray[np.uint8]:
+    """All images prepared, (N, S, S, 3) uint8 in a mapped file that is made once."""
+    shape = (len(photos), *preprocess.size, 3)
+    if path.exists():
+        kept: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kept.shape == shape:
+            return kept
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(path.parent).free, int(np.prod(shape))
+    if needed > free:
+        raise DistillError(
+            f"the decoded images need {needed / 1e9:.1f} GB, {path.parent} has {free / 1e9:.1f} GB free",
+            "make room, or choose another disk with --out",
+        )
+
+    def write(fresh: Path) -> None:
+        mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, shape)
+        progress.begin("decoding images", len(photos), "images")
+        ready = images.ahead(photos, lambda photo: images.prepare(photo.path, preprocess))
+        for at, found in enumerate(ready):
+            if isinstance(found, str):
+                raise DistillError(
+                    f"{photos[at].path} {found} now, but the teacher was asked about it",
+                    "put the image back and run the same command again",
+                )
+            mapped[at] = found
+            progress.advance()
+        mapped.flush()
+        progress.end()
+
+    write_bytes(path, write)
+    made: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return made
+
+
+def _make_student(backbone: students.Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
+    """Backbone and head; a head starts from its closed-form solution on the training images."""
+    in_space, size = recipe.space == "teacher", (data.held_pixels.shape[1], data.held_pixels.shape[2])
+    dim = data.targets.shape[1] if in_space else recipe.student.dim
+    student = Student(backbone, dim, bias=in_space)
+    student.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.checkpoint.exists():  # everything below would be overwritten
+        return student
+    if backbone.start == "scratch":
+        _calibrate(student, data.pixels, size, recipe.seed)
+    if not dim:
+        return student
+    features = torch.from_numpy(
+        np.concatenate(
+            [
+                embed(student, _plain(data.pixels[at : at + 256], size), features=True)
+                for at in range(0, len(data.pixels), 256)
+            ]
+        )
+    )
+    with torch.no_grad():
+        if in_space:
+            head = ridge.ridge(features, torch.from_numpy(data.targets))
+            progress.note(f"head in closed form: ridge {head.strength:g} by leave-one-out, cosine {head.cosine:.3f}")
+            student.head.weight.copy_(head.weight)
+            student.head.bias.copy_(head.bias)
+        else:
+            if dim > backbone.width:
+                raise DistillError(
+                    f"--dim {dim} is more than the {backbone.width} features of the student",
+                    f"use --dim {backbone.width} or less",
+                )
+            student.head.weight.copy_(ridge.principal(features, dim))
+    return student
+
+
+def _plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cached images at working size without augmentation."""
+    small = shrink(to_pixels(pixels_NHWC), size)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@torch.no_grad()
+def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int], seed: int) -> None:
+    """Give a fresh network the batch-norm statistics of these images, so that it means something before training."""
+    norms = [m for m in student.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average of the batches to come
+    student.train()
+    device = student.factor.device
+    rows = np.random.default_rng((seed, 6)).permutation(len(pixels))[: CALIBRATION * 32]
+    for at in range(0, len(rows) - len(rows) % 2, 32):
+        student(to_pixels(_plain(pixels[np.sort(rows[at : at + 32])], size)).to(device))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+
+
+def _report(
+    student: Student, start: str, answered: Answered, data: Data, recipe: Recipe, run: RunDir, outcome: Outcome
+) -> DistillReport:
+    return DistillReport(
+        run=str(run.root),
+        recipe=recipe.name,
+        student=StudentReport(
+            spec=recipe.student.spec,
+            params=sum(p.numel() for p in student.parameters()),
+            dim=student.dim,
+            input=(data.held_pixels.shape[1], data.held_pixels.shape[2]),
+            space=recipe.space,
+            start=start,
+        ),
+        queries=answered.queries,
+        images={"train": len(data.pixels), "validation": len(data.held_pixels), "skipped": answered.skipped},
+        steps=outcome.state.step,
+        best_step=outcome.state.best_step,
+        seconds=outcome.state.seconds,
+        k=outcome.k,
+        fidelity=outcome.fidelity,
+        undistilled=outcome.undistilled,
+        verdict=_verdict(outcome),
+        seed=recipe.seed,
+    )
+
+
+def _verdict(outcome: Outcome) -> str:
+    """What was reached, in words, from held-out images alone."""
+    kept, first, state = outcome.fidelity.overlap_at_10, outcome.undistilled.overlap_at_10, outcome.state
+    half = (kept.high - kept.low) / 2
+    said = (
+        f"keeps {100 * kept.value:.0f} ± {100 * half:.0f} % of the teacher's top-{outcome.k} on held-out images "
+        f"(undistilled {100 * first.value:.0f} %)"
+    )
+    if state.best_step == 0:
+        return f"{said}; training did not improve it: try a smaller learning rate or more images"
+    if kept.low <= first.value:
+        return f"{said}; that is within the noise of the undistilled student: try more images or more time"
+    if state.best_step >= 0.9 * state.total:
+        return f"{said}; still improving at the end: give it longer with --time-budget"
+    return f"{said}; best at step {state.best_step} of {state.step}, {outcome.stopped}"
+
+
+def _finish(
+    student: Student,
+    teacher: OnnxEmbedder,
+    recipe: Recipe,
+    run: RunDir,
+    report: DistillReport,
+    answered: Answered,
+    held: NDArray[np.bool_],
+) -> None:
+    """Write weights, card and, last, the manifest; then drop what only training needed."""
+    size = working_size(teacher.preprocess.size, recipe.student.input)
+    in_space = recipe.space == "teacher"
+    train.save_weights(run.weights, student)
+    card = StudentCard(
+        spec=recipe.student.spec,
+        input=size,
+        dim=student.dim,
+        head=student.dim if student.has_head else 0,
+        bias=in_space,
+        space=recipe.space,
+        space_id=teacher.space_id if in_space else own_space_id(student),
+        start=report.student.start,
+        params=report.student.params,
+        preprocess=teacher.preprocess.at(size),
+    )
+    write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
+    paths = [str(photo.path) for photo, out in zip(answered.photos, held, strict=True) if out]
+    write_json(
+        run.manifest,
+        {
+            "report": to_json(report),
+            "teacher": {
+                "path": str(teacher.file.path),
+                "sha256": teacher.file.sha256,
+                "output": teacher.output,
+                "pool": teacher.pool,
+                "bytes": teacher.file.size_bytes,
+                "space_id": teacher.space_id,
+                "preprocess": teacher.preprocess.to_dict(),
+            },
+            "held_out": paths,
+            "weights_sha256": images.digest(run.weights),
+        },
+    )
+    for path in (run.checkpoint, run.best, run.root / "undistilled.npz", run.pixels):
+        path.unlink(missing_ok=True)
+    run.pixels.parent.rmdir()
+
+
+def finished(run: RunDir) -> DistillReport:
+    """The report of a finished run."""
+    values = read_json(run.manifest)["report"]
+
+    def fidelity(one: dict[str, Any]) -> Fidelity:
+        return Fidelity(overlap_at_10=Interval(**one["overlap@10"]), spearman=Interval(**one["spearman"]))
+
+    student = StudentReport(**{**values["student"], "input": tuple(values["student"]["input"])})
+    return DistillReport(
+        **{
+            **values,
+            "student": student,
+            "fidelity": fidelity(values["fidelity"]),
+            "undistilled": fidelity(values["undistilled"]),
+        }
+    )
+
+
+def load_student(run: RunDir) -> TorchEmbedder:
+    """A finished run's student, ready to embed."""
+    values = read_json(run.card)
+    preprocess = Preprocess.from_dict(values.pop("preprocess"))
+    card = StudentCard(**{**values, "input": tuple(values["input"])}, preprocess=preprocess)
+    backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
+    student = Student(backbone, card.head, card.bias)
+    train.load_weights(run.weights, student)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchEmbedder(student, card, run.name)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    packages = ("distilltool", "torch", "timm", "onnx", "onnxruntime", "faiss-cpu", "numpy", "pillow")
+    versions: dict[str, str] = {}
+    for name in packages:
+        versions[name] = importlib.metadata.version(name)
+    return {"python": platform.python_version(), "platform": platform.platform(), "threads": workers(), **versions}

@@ -1,0 +1,281 @@
+"""Write a finished run's student as one ONNX file, check it against the student, time it beside its teacher."""
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distilltool import __version__, deploy, images, latency, metrics
+from distilltool.card import render_card
+from distilltool.embedder import unit
+from distilltool.errors import DistillError
+from distilltool.metrics import Task
+from distilltool.preprocess import METADATA_KEY
+from distilltool.progress import Progress
+from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport, to_json
+from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
+from distilltool.student import StudentCard, TorchEmbedder
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_session, open_teacher
+
+OPSET = 20
+BATCHES = (1, 2, 7)  # where a dynamic batch is proved
+TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
+MIN_COSINE = 0.999
+PARITY_IMAGES = 256
+K = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """How an exported file compares with the torch student on image files."""
+
+    cosine_min: float
+    cosine_mean: float
+    overlap: Interval
+    reason: str
+
+
+class _Deployed(nn.Module):
+    """Bytes as they come out of a decoder, (N, H, W, 3) uint8 → unit vectors (N, D)."""
+
+    def __init__(self, embedder: TorchEmbedder) -> None:
+        super().__init__()
+        self.student = embedder.student
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        vectors: Tensor = self.student(images_NHWC.permute(0, 3, 1, 2))
+        return vectors
+
+
+def export(
+    run: RunDir,
+    student: TorchEmbedder,
+    teacher: OnnxEmbedder | None,
+    bundle: Path,
+    *,
+    opset: int,
+    seconds: float,
+    threads: int,
+    progress: Progress,
+) -> ExportReport:
+    """Fill the folder `bundle`; a student that does not survive the export is rejected and left out of it.
+
+    teacher: timed beside the student where its file is still there. seconds: for the latency measurement.
+    """
+    began = time.perf_counter()
+    manifest = read_json(run.manifest)
+    paths = [Path(path) for path in manifest["held_out"] if Path(path).is_file()][:PARITY_IMAGES]
+    if not paths:
+        raise DistillError(
+            f"none of the held-out images of {run.root} is where it was, so nothing can be checked",
+            "run export where the images are",
+        )
+    progress.begin("exporting", 4, "steps")
+    fresh = bundle / ".student.onnx"
+    write_bytes(fresh, lambda path: _write_onnx(student, manifest, opset, path))
+    progress.advance(1, "checking parity")
+    exported = open_teacher(fresh)
+    _prove_batches(student, exported, paths)
+    judged = _judge(student, exported, paths)
+    progress.advance(1, "timing")
+    timed = _time(exported, teacher, paths[0], seconds, threads)
+    progress.advance(1, "writing")
+    variant = _ship(fresh, bundle / "student.onnx", judged, timed[0], opset)
+    report = ExportReport(
+        bundle=str(bundle),
+        variants=(variant,),
+        teacher=_teacher_facts(manifest, teacher, timed[1]),
+        machine=latency.machine(),
+        evaluations=_evaluations(run),
+        seconds=time.perf_counter() - began,
+    )
+    write_json(bundle / "report.json", to_json(report))
+    if variant.status == "accepted":
+        shutil.copyfile(deploy.__file__, bundle / "deploy.py")
+        write_text(bundle / "card.md", render_card(report, manifest, student.card))
+    progress.end()
+    return report
+
+
+def _ship(fresh: Path, final: Path, judged: Judged, timed: tuple[LatencyReport, ...], opset: int) -> VariantReport:
+    accepted = judged.reason == ""
+    size, sha256 = fresh.stat().st_size, images.digest(fresh)
+    if accepted:
+        fresh.replace(final)
+    else:
+        fresh.unlink()
+    return VariantReport(
+        precision="fp32",
+        file=final.name,
+        bytes=size,
+        sha256=sha256,
+        opset=opset,
+        status="accepted" if accepted else "rejected",
+        reason=judged.reason,
+        parity={"cosine_min": judged.cosine_min, "cosine_mean": judged.cosine_mean},
+        overlap_at_10=judged.overlap,
+        latency=timed,
+    )
+
+
+def _write_onnx(student: TorchEmbedder, manifest: dict[str, Any], opset: int, path: Path) -> None:
+    """One self-contained file: checked, stamped, and free of traces of the machine it was made on."""
+    height, width = student.preprocess.size
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            _Deployed(student).eval(),
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=["images"],
+            output_names=["embedding"],
+            dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    got = next(one.version for one in model.opset_import if one.domain == "")
+    if got != opset:
+        raise DistillError(f"the exporter wrote opset {got} instead of {opset}", f"use --opset {got}")
+    strip(model)
+    for key, value in stamp(student.card, manifest).items():
+        onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, key: value})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter talks on stdout and through warnings about its own insides."""
+    level = logging.getLogger("torch.onnx").level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of its sources: stack traces with absolute paths, names of modules."""
+    del model.metadata_props[:]
+    for graph in (model.graph, *model.functions):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        for value in graph.value_info:
+            del value.metadata_props[:]
+    for tensor in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+
+
+def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
+    """What the file says of itself: enough to prepare images for it and to know what may be compared with it."""
+    versions = {"distilltool": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {
+        METADATA_KEY: json.dumps({**card.preprocess.to_dict(), "source": "distilltool"}),
+        SPACE_KEY: card.space_id,
+        "distilltool.teacher_sha256": manifest["teacher"]["sha256"],
+        "distilltool.dim": str(card.dim),
+        "distilltool.recipe": manifest["report"]["recipe"],
+        "distilltool.student": card.spec,
+        "distilltool.versions": json.dumps(versions),
+    }
+
+
+def _prove_batches(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]) -> None:
+    """The same vectors from torch and onnxruntime at every batch size that is promised."""
+    for batch in BATCHES:
+        rows = _load([paths[at % len(paths)] for at in range(batch)], student)
+        worst = float(np.abs(exported.embed(rows) - student.embed(rows)).max())
+        if worst > TOLERANCE:
+            raise DistillError(
+                f"at batch {batch} the exported student differs from the trained one by {worst:.2g}",
+                "this is a fault of the exporter; please report it with the student's spec",
+            )
+
+
+def _load(paths: Sequence[Path], student: TorchEmbedder) -> NDArray[np.uint8]:
+    loaded, skipped = images.load(paths, student.preprocess)
+    if skipped:
+        raise DistillError(f"{skipped[0].path} {skipped[0].reason}", "put the image back as it was")
+    return loaded
+
+
+def _judge(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]) -> Judged:
+    rows = _load(paths, student)
+    ours, theirs = student.embed(rows), exported.embed(rows)
+    if not np.isfinite(theirs).all():
+        nothing = Interval(value=0.0, low=0.0, high=0.0)
+        return Judged(cosine_min=0.0, cosine_mean=0.0, overlap=nothing, reason="vectors are not finite")
+    cosine = (unit(ours) * unit(theirs)).sum(axis=1)
+    every = np.arange(len(rows), dtype=np.int64)
+    task = Task(query=every, gallery=every, labels=None)
+    overlap = metrics.interval(metrics.overlap(task, ours, theirs, max(1, min(K, len(rows) - 1))))
+    low = f"cosine to the trained student {cosine.min():.4f} < {MIN_COSINE}" if cosine.min() < MIN_COSINE else ""
+    return Judged(cosine_min=float(cosine.min()), cosine_mean=float(cosine.mean()), overlap=overlap, reason=low)
+
+
+def _time(
+    exported: OnnxEmbedder, teacher: OnnxEmbedder | None, path: Path, seconds: float, threads: int
+) -> tuple[tuple[LatencyReport, ...], tuple[LatencyReport, ...]]:
+    """Latency at batch 1 of student and teacher in alternating blocks, input arrays ready in memory."""
+    student_run = _runner(exported, path, threads)
+    if teacher is None:
+        alone, _ = latency.interleaved(student_run, student_run, seconds)
+        return (latency.summarise(alone, provider=exported.provider, threads=threads, batch=1, ratio=None),), ()
+    ours, theirs = latency.interleaved(student_run, _runner(teacher, path, threads), seconds)
+    ratio = latency.speedup(ours, theirs)
+    return (
+        (latency.summarise(ours, provider=exported.provider, threads=threads, batch=1, ratio=ratio),),
+        (latency.summarise(theirs, provider=teacher.provider, threads=threads, batch=1, ratio=None),),
+    )
+
+
+def _runner(model: OnnxEmbedder, path: Path, threads: int) -> Callable[[], Any]:
+    """One inference on a real image, as whoever deploys the file would run it."""
+    session = open_session(model.file.path, threads)
+    image = images.prepare(path, model.preprocess)
+    assert not isinstance(image, str)
+    batch = session.get_inputs()[0].shape[0]
+    rows = np.repeat(image[None], batch if isinstance(batch, int) else 1, axis=0)
+    feed = {session.get_inputs()[0].name: model.preprocess.feed(rows)}
+    return lambda: session.run([model.output], feed)
+
+
+def _teacher_facts(
+    manifest: dict[str, Any], teacher: OnnxEmbedder | None, timed: tuple[LatencyReport, ...]
+) -> dict[str, Any]:
+    facts = manifest["teacher"]
+    return {
+        "name": Path(facts["path"]).stem,
+        "sha256": facts["sha256"],
+        "bytes": facts["bytes"],
+        "dim": teacher.dim if teacher else None,
+        "latency": [to_json(one) for one in timed],
+    }
+
+
+def _evaluations(run: RunDir) -> tuple[dict[str, Any], ...]:
+    """What `eval` has found about this run so far."""
+    files = sorted(run.evaluations.glob("*.json")) if run.evaluations.is_dir() else []
+    return tuple(read_json(file) for file in files)

@@ -1,0 +1,119 @@
+"""The student: backbone, head and length 1, from bytes to vectors; saved and loaded without pickles."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distilltool.embedder import Embedder
+from distilltool.preprocess import Preprocess
+from distilltool.students import Backbone
+
+
+class Student(nn.Module):
+    """Pixels of 0 to 255, (N, 3, H, W) of any dtype → vectors of length 1, (N, D)."""
+
+    def __init__(self, backbone: Backbone, dim: int, bias: bool) -> None:
+        """dim: length of the vectors made by a linear head; 0 for the pooled features as they are."""
+        super().__init__()
+        self.backbone = backbone.module
+        self.head = nn.Linear(backbone.width, dim, bias=bias) if dim else nn.Identity()
+        self.width = backbone.width
+        self.dim = dim or backbone.width
+        self.has_head = bool(dim)
+        self.register_buffer("factor", 1 / (255 * torch.tensor(backbone.std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "shift", (torch.tensor(backbone.mean) / torch.tensor(backbone.std)).view(1, 3, 1, 1), persistent=False
+        )
+
+    def features(self, pixels_NCHW: Tensor) -> Tensor:
+        """Pooled features of the backbone, (N, width)."""
+        features: Tensor = self.backbone(pixels_NCHW.float() * self.factor - self.shift)
+        return features
+
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        return F.normalize(self.head(self.features(pixels_NCHW)), dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentCard:
+    """What it takes to rebuild a student and to know its space; kept as JSON beside its weights."""
+
+    spec: str
+    input: tuple[int, int]
+    dim: int
+    head: int
+    bias: bool
+    space: str
+    space_id: str
+    start: str
+    params: int
+    preprocess: Preprocess
+
+
+class TorchEmbedder(Embedder):
+    """A student in torch behind the same face as an ONNX file."""
+
+    def __init__(self, student: Student, card: StudentCard, name: str) -> None:
+        self.student = student.eval()
+        self.card = card
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name
+
+    @property
+    def dim(self) -> int | None:
+        """Length of a vector."""
+        return self.student.dim
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images are prepared."""
+        return self.card.preprocess
+
+    @property
+    def space_id(self) -> str:
+        """The space of its vectors."""
+        return self.card.space_id
+
+    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed prepared images, (N, H, W, 3) uint8 → (N, D) float32 of length 1."""
+        return embed(self.student, images_NHWC)
+
+
+def to_pixels(images_NHWC: NDArray[np.uint8]) -> Tensor:
+    """Images as torch sees them, (N, 3, H, W) uint8 in channels-last memory."""
+    return torch.tensor(images_NHWC).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def embed(
+    student: Student, images_NHWC: NDArray[np.uint8], *, features: bool = False, batch: int = 64
+) -> NDArray[np.float32]:
+    """Embed in evaluation mode, (N, H, W, 3) uint8 → (N, D) float32; or the pooled features, (N, width)."""
+    training = student.training
+    student.eval()
+    device = student.factor.device
+    step = student.features if features else student
+    parts = [
+        step(to_pixels(images_NHWC[at : at + batch]).to(device)).float().cpu().numpy()
+        for at in range(0, len(images_NHWC), batch)
+    ]
+    student.train(training)
+    return np.concatenate(parts)
+
+
+def own_space_id(student: Student) -> str:
+    """Name the space of a student that is like no other: by its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(student.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return "own-" + digest.hexdigest()[:16]

@@ -1,0 +1,376 @@
+"""The training loop: mixing, losses, schedule, checkpoints, and held-out fidelity that decides."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from distilltool import extensions, images, metrics
+from distilltool.augment import Batch, make_batch
+from distilltool.errors import DistillError, Interrupted
+from distilltool.interrupt import StopWish, stop_gently
+from distilltool.metrics import Task
+from distilltool.progress import Progress
+from distilltool.recipe import Mix, Recipe
+from distilltool.report import Fidelity
+from distilltool.rundir import RunDir, write_bytes
+from distilltool.student import Student, embed
+
+TIMED = range(4, 12)  # steps whose time decides how many fit into a time budget
+K = 10
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
+    length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E)."""
+
+    pixels: NDArray[np.uint8]
+    targets: NDArray[np.float32]
+    held_pixels: NDArray[np.uint8]
+    held_targets: NDArray[np.float32]
+    names: tuple[str, ...]
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """Where training stands; kept in every checkpoint."""
+
+    step: int = 0
+    total: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    stale: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How training ended. fidelity: of the weights kept in `run.best`; stopped: why it ended where it did."""
+
+    state: State
+    fidelity: Fidelity
+    undistilled: Fidelity
+    k: int
+    stopped: str
+
+
+def train(
+    student: Student,
+    data: Data,
+    recipe: Recipe,
+    run: RunDir,
+    *,
+    finetune: bool,
+    seconds: float | None,
+    progress: Progress,
+) -> Outcome:
+    """Train, keeping in `run.best` the weights that ranked held-out images best, the undistilled ones included.
+
+    finetune: the student's weights are pretrained, so the smaller learning rate is used. seconds: wall time for all
+    of it, including what an interrupted attempt took; None follows `schedule.epochs`.
+    Goes on from `run.checkpoint` where there is one. Raises Interrupted after Ctrl-C.
+    """
+    return _Trainer(student, data, recipe, run, finetune, seconds, progress).run()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        student: Student,
+        data: Data,
+        recipe: Recipe,
+        run: RunDir,
+        finetune: bool,
+        seconds: float | None,
+        progress: Progress,
+    ) -> None:
+        self.student, self.data, self.recipe, self.rundir = student, data, recipe, run
+        self.seconds, self.progress = seconds, progress
+        self.loss = _sum_of_losses(recipe)
+        self.average = AveragedModel(student, multi_avg_fn=_ramped(recipe.optimiser.ema), use_buffers=True)
+        self.lr = recipe.optimiser.lr_finetune if finetune else recipe.optimiser.lr
+        self.optimiser = _adamw(student, self.lr, recipe.optimiser.weight_decay)
+        self.device = next(student.parameters()).device
+        self.targets = torch.from_numpy(data.targets).to(self.device)
+        self.batch = min(recipe.schedule.batch, len(data.pixels))
+        planned = recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch)
+        self.state = State(total=planned)
+        self.k = min(K, len(data.held_pixels) - 2)
+
+    def run(self) -> Outcome:
+        if self.rundir.checkpoint.exists():
+            self.state = load_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser)
+            self._note_resumed()
+        else:
+            self._evaluate(self.student)
+        self.clock = time.perf_counter() - self.state.seconds
+        self.student.train()
+        self.progress.begin("training", self.state.total, "steps")
+        self.progress.advance(self.state.step)
+        with stop_gently() as wish:
+            stopped = self._steps(wish)
+        self.progress.end()
+        return self._outcome(stopped)
+
+    def _steps(self, wish: StopWish) -> str:
+        batches = self._batches()
+        timed: list[float] = []
+        every = max(1, self.state.total // self.recipe.schedule.evaluations)
+        while self.state.step < self.state.total:
+            began = time.perf_counter()
+            self._step(next(batches))
+            if self.seconds is not None and self.state.step in TIMED:
+                timed.append(time.perf_counter() - began)
+            if self.seconds is not None and self.state.step == TIMED.stop:
+                self.state.total = self._steps_that_fit(float(np.median(timed)))
+                every = max(1, self.state.total // self.recipe.schedule.evaluations)
+                self.progress.begin("training", self.state.total, "steps")
+                self.progress.advance(self.state.step)
+            self.state.seconds = time.perf_counter() - self.clock
+            out_of_time = self.seconds is not None and self.state.seconds > self.seconds
+            last = self.state.step == self.state.total or out_of_time
+            if self.state.step % every == 0 or last:
+                self._evaluate(cast(Student, self.average.module))
+                self.student.train()
+            if wish.wanted or self.state.step % every == 0:
+                self._save_checkpoint()
+            if wish.wanted:
+                raise Interrupted(
+                    f"step {self.state.step} of {self.state.total} is kept in {self.rundir.root}; "
+                    "the same command goes on from there"
+                )
+            if out_of_time:
+                return "the time budget is spent"
+            if self.state.stale >= self.recipe.schedule.patience and self.state.step > self.state.total // 2:
+                return f"no better for {self.state.stale} evaluations"
+        return "all steps are done"
+
+    def _step(self, batch: Batch) -> None:
+        step = self.state.step
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
+        student_BD = self.student(batch.pixels.to(self.device))
+        teacher_BE = self.targets[torch.from_numpy(batch.rows).to(self.device)]
+        loss = self.loss(*mix(student_BD, teacher_BE, self.recipe.mix, (self.recipe.seed, 3, step)))
+        if not torch.isfinite(loss):
+            names = ", ".join(self.data.names[row] for row in batch.rows[:3])
+            raise DistillError(
+                f"the loss is {loss.item()} at step {step} (images {names}, ...)",
+                "lower the learning rate: --set optimiser.lr=3e-4",
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.student)
+        self.state.step += 1
+        self.progress.advance(1, f"loss {loss.item():.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
+        self._log({"step": self.state.step, "loss": round(loss.item(), 6)})
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches made by one thread a few steps ahead."""
+        recipe, data = self.recipe, self.data
+        size = (data.held_pixels.shape[1], data.held_pixels.shape[2])
+        steps = iter(range(self.state.step, 1 << 40))
+        return images.ahead(
+            steps,
+            lambda step: make_batch(step, data.pixels, size, self.batch, recipe.augment, recipe.seed),
+            threads=1,
+            depth=3,
+        )
+
+    def _steps_that_fit(self, step_seconds: float) -> int:
+        """Steps for the time that is left, evaluations included."""
+        assert self.seconds is not None
+        left = self.seconds - (time.perf_counter() - self.clock)
+        left -= self.recipe.schedule.evaluations * self.evaluation_seconds
+        return self.state.step + max(1, int(0.98 * left / step_seconds))
+
+    def _evaluate(self, student: Student) -> None:
+        began = time.perf_counter()
+        vectors = embed(student, self.data.held_pixels)
+        scores = fidelity_scores(self.data.held_targets, vectors, self.k)
+        self.evaluation_seconds = time.perf_counter() - began
+        overlap, spearman = (float(one.mean()) for one in scores)
+        self._log({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
+        if overlap > self.state.best_score:
+            self.state.best_score, self.state.best_step, self.state.stale = overlap, self.state.step, 0
+            save_weights(self.rundir.best, student)
+        else:
+            self.state.stale += 1
+        if self.state.step == 0:
+            np.savez(_fresh(self.rundir.root / "undistilled.npz"), overlap=scores[0], spearman=scores[1])
+
+    def _outcome(self, stopped: str) -> Outcome:
+        load_weights(self.rundir.best, self.student)
+        scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
+        with np.load(self.rundir.root / "undistilled.npz", allow_pickle=False) as first:
+            undistilled = _fidelity((first["overlap"], first["spearman"]))
+        return Outcome(
+            state=replace(self.state), fidelity=_fidelity(scores), undistilled=undistilled, k=self.k, stopped=stopped
+        )
+
+    def _note_resumed(self) -> None:
+        self.progress.note(f"going on from step {self.state.step} of {self.state.total}")
+        self.evaluation_seconds = 1.0
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.state)
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        with self.rundir.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _fresh(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def mix(student_BD: Tensor, teacher_BE: Tensor, how: Mix, seed: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Append `how.ratio` · B interpolated samples to both sides: the same pairs and λ, each in its own space.
+
+    → (B + A, D) and (B + A, E). No query and no forward pass is spent on them. Laskar & Kannala, ACCV 2020.
+    """
+    count = len(student_BD)
+    extra = round(how.ratio * count)
+    if not extra:
+        return student_BD, teacher_BE
+    rng = np.random.default_rng(seed)
+    i = rng.integers(0, count, extra)
+    j = (i + rng.integers(1, count, extra)) % count  # never itself
+    share = torch.from_numpy(rng.beta(how.alpha, how.alpha, (extra, 1)).astype(np.float32)).to(student_BD.device)
+    mixed = []
+    for rows in (student_BD, teacher_BE):
+        more = share * rows[i] + (1 - share) * rows[j]
+        mixed.append(torch.cat([rows, F.normalize(more, dim=1) if how.normalise else more]))
+    return mixed[0], mixed[1]
+
+
+def _sum_of_losses(recipe: Recipe) -> Loss:
+    """The weighted sum of a recipe's losses as one function; unknown names and options are errors."""
+    terms = []
+    for term in recipe.loss:
+        function = extensions.find("distilltool.losses", "loss", term.name)
+        options = set(function.__kwdefaults__ or {})
+        unknown = set(term.options) - options
+        if unknown:
+            raise DistillError(
+                f"the loss {term.name} has no option {', '.join(sorted(unknown))}",
+                f"it has {', '.join(sorted(options)) or 'none'}",
+            )
+        terms.append((term.weight, function, term.options))
+    return lambda s, t: torch.stack([weight * function(s, t, **options) for weight, function, options in terms]).sum()
+
+
+def check_losses(recipe: Recipe, same_space: bool) -> None:
+    """Fail on a recipe whose losses do not exist or need the teacher's space, before anything is spent."""
+    _sum_of_losses(recipe)
+    if not same_space and any(term.name == "regression" for term in recipe.loss):
+        raise DistillError(
+            "the loss regression compares student and teacher vectors one to one",
+            'it needs space = "teacher" in the recipe (--set space=teacher)',
+        )
+
+
+def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW that spares biases and normalisation scales from decay."""
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    spared = [p for p in student.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr
+    )
+
+
+def _schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the learning rate: linear warm-up, then a cosine to zero."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+
+def _ramped(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential average whose decay rises to `decay`, so that early weights are forgotten (as TensorFlow's EMA)."""
+
+    @torch.no_grad()
+    def average(averaged: list[Tensor], current: list[Tensor], seen: Tensor) -> None:
+        now = min(decay, (1 + int(seen)) / (10 + int(seen)))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - now)
+            else:
+                old.copy_(new)
+
+    return average
+
+
+def fidelity_scores(
+    teacher_VE: NDArray[np.float32], student_VD: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Overlap of the k nearest and rank correlation, per held-out image against all others."""
+    rows = np.arange(len(teacher_VE), dtype=np.int64)
+    task = Task(query=rows, gallery=rows, labels=None)
+    return metrics.overlap(task, teacher_VE, student_VD, k), metrics.spearman(task, teacher_VE, student_VD)
+
+
+def _fidelity(scores: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Fidelity:
+    return Fidelity(overlap_at_10=metrics.interval(scores[0]), spearman=metrics.interval(scores[1]))
+
+
+def save_weights(path: Path, student: Student) -> None:
+    """Write a student's weights as safetensors, atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    write_bytes(path, lambda fresh: save_file(state, fresh))
+
+
+def load_weights(path: Path, student: Student) -> None:
+    """Read a student's weights as `save_weights` wrote them."""
+    with safe_open(path, framework="pt") as file:
+        student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def save_checkpoint(
+    path: Path, student: Student, average: AveragedModel, optimiser: torch.optim.Optimizer, state: State
+) -> None:
+    """Write everything training needs to go on bit for bit."""
+    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in values.items()}
+    cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, lambda fresh: save_file(cpu, fresh, metadata={"state": json.dumps(asdict(state))}))
+
+
+def load_checkpoint(path: Path, student: Student, average: AveragedModel, optimiser: torch.optim.Optimizer) -> State:
+    """Put a checkpoint back into student, average and optimiser; returns where it stood."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = State(**json.loads(file.metadata()["state"]))
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = tensor
+    student.load_state_dict(groups["student"])
+    average.load_state_dict(groups["average"])
+    saved = optimiser.state_dict()
+    for name, tensor in groups["optimiser"].items():
+        number, _, key = name.partition(".")
+        saved["state"].setdefault(int(number), {})[key] = tensor
+    optimiser.load_state_dict(saved)
+    return state
