@@ -84,6 +84,7 @@ def distill(
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
     from distilltool.stages import distill as stage
+    from distilltool.students import Start
 
     watch = progress or Silent()
     chosen = _choose(recipe_name, changes, student, input_size, dim, seed)
@@ -92,7 +93,7 @@ def distill(
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     embedder = _open(teacher, preprocess, output, pool, watch)
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
-    start = stage.Start(
+    start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
         weights=Path(weights) if weights else None,

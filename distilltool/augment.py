@@ -24,8 +24,9 @@ class Batch:
 def rows_of(step: int, count: int, batch: int, seed: int) -> NDArray[np.int64]:
     """The training rows of a step, (batch,): every epoch is a fresh order, cut into steps across its borders."""
     batch = min(batch, count)
-    positions = np.arange(step * batch, (step + 1) * batch)
-    orders = {epoch: np.random.default_rng((seed, 1, epoch)).permutation(count) for epoch in set(positions // count)}
+    positions = range(step * batch, (step + 1) * batch)
+    epochs = {at // count for at in positions}
+    orders = {epoch: np.random.default_rng((seed, 1, epoch)).permutation(count) for epoch in epochs}
     return np.array([orders[at // count][at % count] for at in positions], np.int64)
 
 
@@ -66,4 +67,5 @@ def _jitter(pixels_NCHW: Tensor, strength: float, rng: np.random.Generator) -> T
     grey = (pixels * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     pixels = grey + (pixels - grey) * saturation
     mean = grey.mean(dim=(2, 3), keepdim=True)
-    return (mean + (pixels - mean) * contrast).clamp_(0, 255)
+    changed: Tensor = (mean + (pixels - mean) * contrast).clamp_(0, 255)
+    return changed

@@ -40,8 +40,8 @@ Pre = Annotated[
         default_factory=list,
         show_default=False,
         help=(
-            "How the teacher wants its images: imagenet, clip, tf, caffe, a JSON FILE, or field=value (size, resize, resize_to, "
-            "interpolation, scale, mean, std, channels, layout, dtype). May be repeated; later ones win."
+            "How the teacher wants its images: imagenet, clip, tf, caffe, a JSON FILE, or field=value (size, resize, "
+            "resize_to, interpolation, scale, mean, std, channels, layout, dtype). May be repeated; later ones win."
         ),
     ),
 ]

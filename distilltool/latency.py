@@ -55,7 +55,8 @@ def _warm(run: Callable[[], Any]) -> None:
 
 def _block(run: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
     run()  # the caches are the other model's
-    samples, end = [], time.perf_counter() + seconds
+    samples = list[float]()
+    end = time.perf_counter() + seconds
     while len(samples) < 2 or time.perf_counter() < end:
         began = time.perf_counter_ns()
         run()

@@ -176,7 +176,8 @@ class Ledger:
         """Record that the teacher was asked and gave no usable answer."""
         with _transaction(self._db):
             self._db.executemany(
-                "UPDATE answers SET state='failed', reason=?, owner=NULL, time=? WHERE teacher=? AND image=? AND view=''",
+                "UPDATE answers SET state='failed', reason=?, owner=NULL, time=? "
+                "WHERE teacher=? AND image=? AND view=''",
                 [(reason, time.time(), teacher, image) for image in images],
             )
 

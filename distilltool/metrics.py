@@ -19,7 +19,7 @@ CONVENTIONS = {
     "overlap@k": "share of the teacher's k nearest that are among the model's k nearest",
     "spearman": f"rank correlation of all similarities of a query, at most {SPEARMAN_QUERIES} queries "
     f"× {SPEARMAN_GALLERY} gallery images, drawn once",
-    "self": "a query that is in the gallery is never its own answer; queries without a positive leave the label metrics",
+    "self": "a query in the gallery is never its own answer; queries without a positive leave the label metrics",
     "interval": f"95 % percentile bootstrap over queries, {RESAMPLES} resamples; retention resamples both models alike",
 }
 

@@ -122,7 +122,7 @@ class Preprocess:
                 f"preprocessing has {'unknown fields ' + ', '.join(unknown) if unknown else 'no size'}",
                 f"the fields are {', '.join(sorted(known))}",
             )
-        tuples = {name: tuple(values[name]) for name in ("size", "mean", "std") if name in values}
+        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("size", "mean", "std") if name in values}
         return cls(**{**values, **tuples})
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,11 +138,8 @@ class Preprocess:
     def describe(self) -> str:
         """One line for people."""
         way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
-        numbers = (
-            "as they are"
-            if self.scale == 1 and self.mean == (0, 0, 0) and self.std == (1, 1, 1)
-            else (f"× {self.scale:.4g} − {_short(self.mean)} ÷ {_short(self.std)}")
-        )
+        plain = self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
+        numbers = "as they are" if plain else f"× {self.scale:.4g} − {_short(self.mean)} ÷ {_short(self.std)}"
         return (
             f"{self.size[0]}×{self.size[1]} {self.resize}{way} {self.interpolation}, {self.channels} {numbers}, "
             f"{self.layout} {self.dtype}"
@@ -166,10 +163,13 @@ class Preprocess:
         if self.dtype != "uint8":
             factor = np.asarray(self.scale / np.asarray(self.std), np.float32)
             shift = np.asarray(np.asarray(self.mean) / np.asarray(self.std), np.float32)
-            pixels = np.multiply(pixels, factor, dtype=np.float32)
-            pixels -= shift
-        if self.layout == "NCHW":
-            pixels = pixels.transpose(0, 3, 1, 2)
+            scaled: NDArray[np.float32] = np.multiply(pixels, factor, dtype=np.float32)
+            np.subtract(scaled, shift, out=scaled)
+            return self._laid_out(scaled)
+        return self._laid_out(pixels)
+
+    def _laid_out(self, pixels_NHWC: NDArray[Any]) -> NDArray[Any]:
+        pixels = pixels_NHWC.transpose(0, 3, 1, 2) if self.layout == "NCHW" else pixels_NHWC
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
     def at(self, size: tuple[int, int]) -> "Preprocess":

@@ -4,7 +4,7 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -152,10 +152,10 @@ def load(name: str, changes: Sequence[str] = ()) -> Recipe:
     for change in changes:
         _set(values, change, faults)
     values.setdefault("name", path.stem)
-    recipe = _build(Recipe, values, "", faults)
+    recipe: Recipe | None = _build(Recipe, values, "", faults)
     if faults or recipe is None:
         raise DistillError(f"the recipe {name} has faults", "; ".join(faults))
-    return replace(recipe)
+    return recipe
 
 
 def _set(values: dict[str, Any], change: str, faults: list[str]) -> None:

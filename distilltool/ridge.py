@@ -53,4 +53,5 @@ def principal(features_NF: Tensor, dim: int) -> Tensor:
     """The `dim` directions that keep most of the features' inner products, (dim, F): uncentred PCA."""
     x = features_NF.double()
     _, vectors = torch.linalg.eigh(x.T @ x)
-    return vectors.flip(1)[:, :dim].T.float().contiguous()
+    directions: Tensor = vectors.flip(1)[:, :dim].T.float().contiguous()
+    return directions

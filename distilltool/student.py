@@ -17,11 +17,14 @@ from distilltool.students import Backbone
 class Student(nn.Module):
     """Pixels of 0 to 255, (N, 3, H, W) of any dtype → vectors of length 1, (N, D)."""
 
+    factor: Tensor
+    shift: Tensor
+
     def __init__(self, backbone: Backbone, dim: int, bias: bool) -> None:
         """dim: length of the vectors made by a linear head; 0 for the pooled features as they are."""
         super().__init__()
         self.backbone = backbone.module
-        self.head = nn.Linear(backbone.width, dim, bias=bias) if dim else nn.Identity()
+        self.head: nn.Module = nn.Linear(backbone.width, dim, bias=bias) if dim else nn.Identity()
         self.width = backbone.width
         self.dim = dim or backbone.width
         self.has_head = bool(dim)
@@ -29,6 +32,12 @@ class Student(nn.Module):
         self.register_buffer(
             "shift", (torch.tensor(backbone.mean) / torch.tensor(backbone.std)).view(1, 3, 1, 1), persistent=False
         )
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The head; only where there is one."""
+        assert isinstance(self.head, nn.Linear)
+        return self.head
 
     def features(self, pixels_NCHW: Tensor) -> Tensor:
         """Pooled features of the backbone, (N, width)."""

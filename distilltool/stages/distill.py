@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from distilltool import images, ridge, search, students, train
 from distilltool.augment import shrink
-from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.images import Photo, workers
 from distilltool.preprocess import Preprocess
@@ -218,15 +217,15 @@ def _make_student(backbone: students.Backbone, recipe: Recipe, data: Data, run: 
         if in_space:
             head = ridge.ridge(features, torch.from_numpy(data.targets))
             progress.note(f"head in closed form: ridge {head.strength:g} by leave-one-out, cosine {head.cosine:.3f}")
-            student.head.weight.copy_(head.weight)
-            student.head.bias.copy_(head.bias)
+            student.linear.weight.copy_(head.weight)
+            student.linear.bias.copy_(head.bias)
         else:
             if dim > backbone.width:
                 raise DistillError(
                     f"--dim {dim} is more than the {backbone.width} features of the student",
                     f"use --dim {backbone.width} or less",
                 )
-            student.head.weight.copy_(ridge.principal(features, dim))
+            student.linear.weight.copy_(ridge.principal(features, dim))
     return student
 
 

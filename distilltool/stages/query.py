@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distilltool import images
 from distilltool.errors import Interrupted
 from distilltool.images import Inventory, Photo, Skipped
-from distilltool.interrupt import StopWish, stop_gently
+from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ledger
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, SkippedReport, TeacherReport
@@ -134,7 +134,7 @@ def _ask_batch(
 ) -> list[Skipped]:
     """One batch, claimed already; its answers are committed before this returns. Lists answers of no use."""
     vectors = teacher.embed(np.stack(list(arrays.values())))
-    finite = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     good = [sha for sha, ok in zip(arrays, finite, strict=True) if ok]
     bad = [sha for sha, ok in zip(arrays, finite, strict=True) if not ok]
     if good:
