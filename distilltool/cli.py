@@ -1,6 +1,7 @@
 """The command line: parse, call a stage, show. Nothing heavy is imported until a command needs it."""
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -318,6 +319,7 @@ def _run(work: Callable[["Show"], Any], json: bool, quiet: bool) -> None:
     """Do the work of a command, show its result, and turn every foreseen end into its exit code."""
     from distilltool.show import Show
 
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said in our own words
     show = Show(json=json, quiet=quiet)
     try:
         result = work(show)

@@ -33,8 +33,8 @@ def open_rgb(source: str | Path | bytes) -> Image.Image:
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
+        image.load()  # a TIFF is turned upright by this, and loses its tag
         turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
-        image.load()
         rgb = to_rgb(image)
     return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
 
@@ -65,10 +65,7 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]:
     else:
         scaled = (max(short, int(short * image.width / image.height)), short)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    # cropping inside the resize gives the same pixels as cropping after it, without computing the rest
-    zoom_x, zoom_y = image.width / scaled[0], image.height / scaled[1]
-    box = (left * zoom_x, top * zoom_y, (left + width) * zoom_x, (top + height) * zoom_y)
-    return np.asarray(image.resize((width, height), how, box=box))
+    return np.asarray(image.resize(scaled, how).crop((left, top, left + width, top + height)))
 
 
 class Student:

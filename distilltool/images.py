@@ -127,7 +127,7 @@ def decode(path: Path) -> Image.Image | str:
         return deploy.open_rgb(path)
     except UnidentifiedImageError:
         return "is no image of a known format"
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "is too large to be a photograph"
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, TypeError) as error:
         return f"cannot be decoded ({str(error).split(chr(10))[0] or type(error).__name__})"  # Pillow's own range

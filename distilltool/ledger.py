@@ -218,7 +218,8 @@ class Ledger:
 def _started(pid: int) -> str:
     """When a process began, in clock ticks since boot, so that a reused process number is not mistaken for it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "gone" if facts[0] in "ZX" else facts[19]  # a zombie answers nothing any more
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return "gone"

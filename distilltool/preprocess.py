@@ -122,8 +122,20 @@ class Preprocess:
                 f"preprocessing has {'unknown fields ' + ', '.join(unknown) if unknown else 'no size'}",
                 f"the fields are {', '.join(sorted(known))}",
             )
-        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("size", "mean", "std") if name in values}
-        return cls(**{**values, **tuples})
+        try:
+            sides = values["size"]
+            typed: dict[str, Any] = {"size": (sides, sides) if isinstance(sides, int) else tuple(map(int, sides))}
+            for name in {"mean", "std"} & set(values):
+                given = values[name]
+                typed[name] = tuple(map(float, given if isinstance(given, Sequence) else (given,) * 3))
+            if "scale" in values:
+                typed["scale"] = float(values["scale"])
+        except (TypeError, ValueError) as error:
+            raise DistillError(
+                f"preprocessing holds a value that cannot be read ({error})",
+                "size is [H, W], mean and std are three numbers each, scale is one",
+            ) from None
+        return cls(**{**values, **typed})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -208,6 +220,8 @@ def _field(name: str, text: str) -> Any:
     try:
         if name == "size":
             sides = tuple(int(part) for part in text.lower().replace("×", "x").split("x"))
+            if len(sides) > 2:
+                raise ValueError(text)
             return sides if len(sides) == 2 else (sides[0], sides[0])
         if name == "resize_to":
             return int(text)
@@ -264,21 +278,23 @@ def _from_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
     normal = values.get("do_normalize", "image_mean" in values)
     found: dict[str, Any] = {
         "scale": rescale,
-        "mean": tuple(values["image_mean"]) if normal else (0.0, 0.0, 0.0),
-        "std": tuple(values["image_std"]) if normal else (1.0, 1.0, 1.0),
+        "mean": tuple(values.get("image_mean", IMAGENET_MEAN)) if normal else (0.0, 0.0, 0.0),  # their own default
+        "std": tuple(values.get("image_std", IMAGENET_STD)) if normal else (1.0, 1.0, 1.0),
         "interpolation": {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}[
             int(values.get("resample", 2))
         ],
         "channels": "RGB",
     }
     size, crop = _sides(values.get("size")), _sides(values.get("crop_size"))
-    cropped = bool(crop) and values.get("do_center_crop", False)
-    if size is None:
-        return found | ({"size": crop} if cropped else {})
+    if isinstance(crop, int):
+        crop = (crop, crop)
+    if not values.get("do_center_crop", False):
+        crop = None
     if isinstance(size, int):
-        target = crop if cropped and isinstance(crop, tuple) else (size, size)
-        return found | {"size": target, "resize": "shortest", "resize_to": size}
-    return found | {"size": size, "resize": "stretch"}
+        return found | {"size": crop or (size, size), "resize": "shortest", "resize_to": size}
+    if size and crop and size != crop:  # stretched, then cut: no dialect of ours, so the nearest that keeps the view
+        return found | {"size": crop, "resize": "shortest", "resize_to": max(*crop, min(size))}
+    return found | ({"size": size or crop, "resize": "stretch"} if size or crop else {})
 
 
 def _sides(value: Any) -> tuple[int, int] | int | None:

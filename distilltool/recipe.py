@@ -1,6 +1,7 @@
 """Recipes: how to distil, as frozen dataclasses read strictly from TOML."""
 
 import json
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),
     "validation": (0.02, 0.5),
+    "seed": (0, 2**31 - 1),
 }
 
 
@@ -172,7 +174,7 @@ def _set(values: dict[str, Any], change: str, faults: list[str]) -> None:
     place: Any = values
     for table in tables:
         if isinstance(place, list):
-            place = next((term for term in place if term.get("name") == table), None)
+            place = next((one for one in place if isinstance(one, dict) and one.get("name") == table), None)
         else:
             place = place.setdefault(table, {})
         if not isinstance(place, dict | list):
@@ -191,6 +193,9 @@ def _build(cls: type[Any], values: Mapping[str, Any], where: str, faults: list[s
             "options": {k: v for k, v in values.items() if k not in ("name", "weight")},
             **{k: v for k, v in values.items() if k in ("name", "weight")},
         }
+        weight = values.get("weight", 1.0)
+        if isinstance(weight, int | float) and not 0 < weight < math.inf:
+            faults.append(f"{where}weight is {weight}, must be positive")
     hints, before = get_type_hints(cls), len(faults)
     names = [one.name for one in fields(cls)]
     faults += [f"{where}{key} is unknown (known: {', '.join(names)})" for key in values if key not in names]
@@ -211,6 +216,8 @@ def _value(hint: Any, value: Any, where: str, faults: list[str]) -> Any:
         return None
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list) else [value]
+        if not items:
+            faults.append(f"{where} is empty")
         return tuple(_value(get_args(hint)[0], item, f"{where}[{i}]", faults) for i, item in enumerate(items))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -22,6 +24,29 @@ from rich.table import Table
 from distilltool.errors import DistillError, Exit
 
 SKIPPED_SHOWN = 5
+SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar on
+
+
+@dataclass(kw_only=True, slots=True)
+class _Work:
+    """One piece of work in progress; times in seconds of the monotonic clock."""
+
+    what: str
+    total: int
+    unit: str
+    began: float
+    said: float
+    done: int = 0
+
+    def rate(self) -> str:
+        seconds = time.monotonic() - self.began
+        return f"{self.done / seconds:.1f}/s" if seconds > 0 else ""
+
+    def line(self, detail: str) -> str:
+        """Progress as a plain line, for logs."""
+        left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done)
+        rest = f", {detail}" if detail else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.rate()}, {_duration(left)} left{rest}"
 
 
 class Show:
@@ -30,6 +55,7 @@ class Show:
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self._json, self._quiet = json, quiet
         self._console = Console(stderr=True, highlight=False)
+        self._work: _Work | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -37,34 +63,27 @@ class Show:
         self.end()
         if self._quiet:
             return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self._console,
-            transient=False,
-            disable=not self._console.is_terminal,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
-        self._unit = unit
+        self._work = _Work(what=what, total=total, unit=unit, began=time.monotonic(), said=time.monotonic())
+        if self._console.is_terminal:
+            self._bar = Progress(*_columns(), console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
-        if self._bar is None or self._task is None:
+        work = self._work
+        if work is None:
             return
-        self._bar.advance(self._task, amount)
-        speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, rate=f"{speed:.1f}/s" if speed else "", detail=escape(detail))
+        work.done += amount
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=amount, rate=work.rate(), detail=escape(detail))
+        elif time.monotonic() - work.said > SILENCE:
+            work.said = time.monotonic()
+            self._console.print(escape(work.line(detail)), soft_wrap=True)
 
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._bar = self._task = None
+        self._bar = self._task = self._work = None
 
     def note(self, message: str) -> None:
         if not self._quiet:
@@ -273,6 +292,18 @@ class Show:
             self._console.print(f"[yellow]skipped[/] {escape(_printable(one.path))}: {escape(_printable(one.reason))}")
         if len(skipped) > SKIPPED_SHOWN:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        TextColumn("[dim]{task.fields[detail]}[/]"),
+    ]
 
 
 def _facts() -> Table:

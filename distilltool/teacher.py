@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -20,6 +21,11 @@ from distilltool.images import workers
 from distilltool.ledger import TeacherKey
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
 
+# what onnxruntime raises when it refuses or fails: a dozen classes of its own without a common base
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
 SPACE_KEY = "distilltool.space_id"
 SIDECARS = ("preprocessor_config.json", "open_clip_config.json", "config.json")
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -127,7 +133,7 @@ class OnnxEmbedder(Embedder):
             images_NHWC = np.concatenate([images_NHWC, np.repeat(images_NHWC[-1:], self._batch - count, axis=0)])
         try:
             found = self._session.run([self.output], {self._input.name: self.preprocess.feed(images_NHWC)})[0]
-        except ort.capi.onnxruntime_pybind11_state.OnnxruntimeException as error:
+        except RUNTIME_ERRORS as error:
             raise DistillError(
                 f"{self.file.path} fails on a batch of {count} images of {self.preprocess.size} ({_first_line(error)})",
                 "check --preprocess size=, or --batch 1",
@@ -236,7 +242,7 @@ def read_file(path: Path) -> OnnxFile:
 
 def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
     """The files a model keeps its weights in, in order of name; missing ones are an error."""
-    names = {ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)}
+    names = {ExternalDataInfo(tensor).location for tensor in _tensors(model.graph) if uses_external_data(tensor)}
     files = [path.parent / name for name in sorted(names)]
     missing = [one.name for one in files if not one.is_file()]
     if missing:
@@ -248,6 +254,16 @@ def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
     return files
 
 
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor a graph holds: initializers, constants, and those of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
 def open_session(path: Path, threads: int) -> ort.InferenceSession:
     """Start onnxruntime on the CPU with this many threads; a model it refuses is a DistillError."""
     options = ort.SessionOptions()
@@ -256,7 +272,7 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (ort.capi.onnxruntime_pybind11_state.OnnxruntimeException, RuntimeError) as error:
+    except RUNTIME_ERRORS as error:
         raise DistillError(
             f"onnxruntime cannot run {path} ({_first_line(error)})",
             "check it with onnx.checker; custom operators are not supported",
@@ -328,8 +344,13 @@ def _resolve_preprocess(file: OnnxFile, image: Any, flags: Sequence[str]) -> Pre
 def _said_by_metadata(file: OnnxFile) -> dict[str, Any]:
     if METADATA_KEY not in file.metadata:
         return {}
-    values = json.loads(file.metadata[METADATA_KEY])
-    values.pop("source", None)
+    try:
+        values = json.loads(file.metadata[METADATA_KEY])
+        values.pop("source", None)
+    except (ValueError, AttributeError):
+        raise DistillError(
+            f"the metadata {METADATA_KEY} of {file.path.name} is no JSON object", "say it with --preprocess instead"
+        ) from None
     return {**values, "said_by": "metadata of the model"}
 
 

@@ -77,10 +77,11 @@ def distill(
     data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
     student = _make_student(backbone, recipe, data, run, progress)
     left = None if seconds is None else max(1.0, seconds - (time.perf_counter() - began))
+    setup = time.perf_counter() - began
     outcome = train.train(
         student, data, recipe, run, finetune=backbone.start != "scratch", seconds=left, progress=progress
     )
-    report = _report(student, backbone.start, answered, data, recipe, run, outcome)
+    report = _report(student, backbone.start, answered, data, recipe, run, outcome, setup)
     _finish(student, teacher, recipe, run, report, answered, held)
     return report
 
@@ -253,7 +254,14 @@ def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int
 
 
 def _report(
-    student: Student, start: str, answered: Answered, data: Data, recipe: Recipe, run: RunDir, outcome: Outcome
+    student: Student,
+    start: str,
+    answered: Answered,
+    data: Data,
+    recipe: Recipe,
+    run: RunDir,
+    outcome: Outcome,
+    setup: float,
 ) -> DistillReport:
     return DistillReport(
         run=str(run.root),
@@ -270,7 +278,7 @@ def _report(
         images={"train": len(data.pixels), "validation": len(data.held_pixels), "skipped": answered.skipped},
         steps=outcome.state.step,
         best_step=outcome.state.best_step,
-        seconds=outcome.state.seconds,
+        seconds=outcome.state.seconds + setup,
         k=outcome.k,
         fidelity=outcome.fidelity,
         undistilled=outcome.undistilled,

@@ -3,9 +3,11 @@
 import difflib
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from distilltool.errors import DistillError
 from distilltool.students import Backbone, Start
 
 WEIGHTS = "model.safetensors"  # never a pickle
+PATIENCE = 5  # seconds to wait for a hub before going on without it
 
 
 def timm(name: str, start: Start) -> Backbone:
@@ -75,7 +78,8 @@ def _pretrained(repository: str | None, fetch: str) -> Path | None:
     if fetch != "online":
         return None
     try:
-        return Path(hf_hub_download(repository, WEIGHTS, etag_timeout=5))
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=PATIENCE).close()  # the download retries for half a minute
+        return Path(hf_hub_download(repository, WEIGHTS, etag_timeout=PATIENCE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
         return None  # the caller warns: the student starts from scratch
 

@@ -1,0 +1,5 @@
+"""`python -m distilltool`."""
+
+from distilltool.cli import main
+
+main()

@@ -1,0 +1,371 @@
+"""The whole chain on a small real teacher: query, distill, eval, export, deploy."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from builders import class_folders, onnx_teacher, photo_folder
+from PIL import Image
+from typer.testing import CliRunner
+
+import distilltool
+from distilltool.cli import app
+from distilltool.report import to_json
+
+STUDENT = "timm:test_efficientnet"
+PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
+SMALL = {
+    "student": STUDENT,
+    "input_size": 32,
+    "changes": ["schedule.epochs=3", "schedule.batch=16", "schedule.evaluations=3"],
+    "preprocess": PRE,
+}
+PRE_FLAGS = [word for one in PRE for word in ("--preprocess", one)]
+SMALL_FLAGS = [
+    *PRE_FLAGS,
+    "--student",
+    STUDENT,
+    "--input",
+    "32",
+    "--set",
+    "schedule.epochs=3",
+    "--set",
+    "schedule.batch=16",
+    "--set",
+    "schedule.evaluations=3",
+]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, 64 photographs of which some are odd, and labelled ones."""
+    root = tmp_path_factory.mktemp("chain")
+    onnx_teacher(root / "teacher.onnx", size=(48, 48), dim=24)
+    photo_folder(root / "imgs", 64)
+    first = sorted((root / "imgs").iterdir())[0]
+    (root / "imgs" / "again.jpg").write_bytes(first.read_bytes())
+    (root / "imgs" / "torn.jpg").write_bytes(first.read_bytes()[: first.stat().st_size * 2 // 3])
+    class_folders(root / "labelled", classes=5, each=6)
+    return root
+
+
+def run(work: Path, *words: str) -> tuple[int, str, str]:
+    """Call the command line in the folder `work`: exit code, stdout, stderr."""
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def run_dir(work: Path) -> Path:
+    """A finished run of the default recipe."""
+    distilltool.distill(work / "teacher.onnx", work / "imgs", out=work / "run", store=work / "ledger.sqlite", **SMALL)
+    return work / "run"
+
+
+def test_query_counts_duplicates_and_torn_images_once_and_asks_nothing_twice(work: Path) -> None:
+    words = [
+        "query",
+        str(work / "teacher.onnx"),
+        str(work / "imgs"),
+        *PRE_FLAGS,
+        "--store",
+        str(work / "q.sqlite"),
+        "--json",
+    ]
+    code, out, _ = run(work, *words)
+    first = json.loads(out)
+    assert code == 0
+    assert (first["images"], first["files"], first["duplicates"]) == (64, 66, 1)
+    assert (first["queried"], first["cached"], first["spent"]) == (64, 0, 64)
+    assert [Path(one["path"]).name for one in first["skipped"]] == ["torn.jpg"]
+    assert "truncated" in first["skipped"][0]["reason"]
+    second = json.loads(run(work, *words)[1])
+    assert (second["queried"], second["cached"], second["spent"]) == (0, 64, 64)
+
+
+def test_budget_is_a_hard_ceiling_over_several_calls(work: Path) -> None:
+    def ask(budget: int) -> dict[str, Any]:
+        report = distilltool.query(
+            work / "teacher.onnx", work / "imgs", store=work / "b.sqlite", budget=budget, preprocess=PRE, batch=8
+        )
+        values: dict[str, Any] = to_json(report)
+        return values
+
+    assert ask(10)["queried"] == 10
+    assert ask(10)["queried"] == 0
+    more = ask(23)
+    assert (more["queried"], more["cached"], more["spent"]) == (13, 10, 23)
+    assert more["pending"] in (41, 42)  # the torn one may not have been met yet
+
+
+def test_another_output_of_the_same_file_counts_against_the_same_budget(work: Path) -> None:
+    onnx_teacher(work / "two.onnx", size=(48, 48), outputs=("embedding", "other"))
+    common = {"store": work / "two.sqlite", "budget": 10, "preprocess": PRE}
+    assert distilltool.query(work / "two.onnx", work / "imgs", output="embedding", **common).queried == 10
+    assert distilltool.query(work / "two.onnx", work / "imgs", output="other", **common).queried == 0
+
+
+def test_plan_asks_about_32_at_most_and_keeps_them(work: Path) -> None:
+    store = work / "plan.sqlite"
+    report = distilltool.query(work / "teacher.onnx", work / "imgs", store=store, plan=True, preprocess=PRE)
+    assert report.plan is not None
+    assert report.queried <= 32
+    assert report.plan.queries in (64 - report.queried, 65 - report.queried)  # the torn one may not have been met yet
+    assert report.plan.seconds > 0 and report.plan.disk_bytes > 0 and report.plan.memory_bytes > 1e6
+    later = distilltool.query(work / "teacher.onnx", work / "imgs", store=store, preprocess=PRE)
+    assert (later.queried, later.cached) == (64 - report.queried, report.queried)
+
+
+@pytest.mark.slow
+def test_distill_reports_as_the_contract_says(run_dir: Path) -> None:
+    report = json.loads((run_dir / "run.json").read_text())["report"]
+    assert report["images"]["train"] + report["images"]["validation"] == 64
+    assert report["images"]["skipped"] == 1
+    assert report["student"]["input"] == [32, 32]
+    assert report["queries"] == {"new": 64, "cached": 0, "spent": 64}
+    fidelity = report["fidelity"]["overlap@10"]
+    assert 0 <= fidelity["low"] <= fidelity["value"] <= fidelity["high"] <= 1
+    assert fidelity["value"] >= report["undistilled"]["overlap@10"]["value"]
+    assert not list(run_dir.rglob("*.pkl")) and not list(run_dir.rglob("*.pt"))
+
+
+@pytest.mark.slow
+def test_a_second_distill_returns_the_same_report_and_asks_nothing(run_dir: Path, work: Path) -> None:
+    before = (run_dir / "run.json").read_bytes()
+    words = [
+        "distill",
+        str(work / "teacher.onnx"),
+        str(work / "imgs"),
+        *SMALL_FLAGS,
+        "--out",
+        str(run_dir),
+        "--store",
+        str(work / "ledger.sqlite"),
+        "--json",
+    ]
+    code, out, err = run(work, *words)
+    assert code == 0
+    assert json.loads(out)["fidelity"] == json.loads(before)["report"]["fidelity"]
+    assert "finished already" in err
+    assert (run_dir / "run.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["drd", "regression", "rkd"])
+def test_every_recipe_trains_evaluates_and_exports(recipe: str, work: Path) -> None:
+    out = work / f"run-{recipe}"
+    distilltool.distill(
+        work / "teacher.onnx", work / "imgs", recipe_name=recipe, out=out, store=work / "ledger.sqlite", **SMALL
+    )
+    report = distilltool.evaluate([out], work / "labelled", store=work / "eval.sqlite")
+    teacher, student = report.models
+    assert teacher.fidelity is None and student.fidelity is not None
+    assert 0 < student.retention["map"].value < 2
+    assert (student.asymmetric is not None) == (recipe == "regression")
+    exported = distilltool.export(out, seconds=1.0)
+    assert exported.variants[0].status == "accepted"
+    assert exported.variants[0].parity["cosine_min"] > 0.9999
+    again = distilltool.evaluate(
+        [out / "bundle/student.onnx"],
+        work / "labelled",
+        teacher=work / "teacher.onnx",
+        store=work / "eval.sqlite",
+        preprocess=PRE,
+    )
+    assert again.models[1].metrics["map"].value == pytest.approx(student.metrics["map"].value, abs=1e-3)
+    assert again.teacher_queries["new"] == 0
+
+
+@pytest.fixture(scope="module")
+def bundle(run_dir: Path, work: Path) -> Path:
+    """The exported bundle of the default run, evaluated before."""
+    distilltool.evaluate([run_dir], work / "labelled", store=work / "eval.sqlite")
+    distilltool.export(run_dir, seconds=1.0)
+    return run_dir / "bundle"
+
+
+@pytest.mark.slow
+def test_the_exported_file_is_one_checked_graph_without_traces_of_this_machine(bundle: Path) -> None:
+    assert sorted(path.name for path in bundle.iterdir()) == ["card.md", "deploy.py", "report.json", "student.onnx"]
+    model = onnx.load(bundle / "student.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [one.version for one in model.opset_import if one.domain == ""] == [20]
+    entry = model.graph.input[0].type.tensor_type
+    assert entry.elem_type == onnx.TensorProto.UINT8
+    assert [side.dim_param or side.dim_value for side in entry.shape.dim] == ["batch", 32, 32, 3]
+    metadata = {one.key: one.value for one in model.metadata_props}
+    assert {
+        "distilltool.preprocess",
+        "distilltool.space_id",
+        "distilltool.teacher_sha256",
+        "distilltool.dim",
+        "distilltool.recipe",
+        "distilltool.versions",
+    } <= set(metadata)
+    raw = (bundle / "student.onnx").read_bytes()
+    for trace in (str(Path.cwd()), sys.prefix, str(Path.home()) + "/", "site-packages", str(bundle)):
+        assert trace.encode() not in raw
+    assert not re.search(rb"/(?:home|usr|root|tmp|work|opt|var)/[\w.-]+/", raw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_exported_file_equals_the_student_from_jpeg_files(
+    batch: int, run_dir: Path, bundle: Path, work: Path
+) -> None:
+    files = [path for path in sorted((work / "imgs").glob("photo*.jpg"))][:batch]
+    student = distilltool.load_student(run_dir)
+    rows = np.stack([student.preprocess.prepare(Image.open(file).convert("RGB")) for file in files])
+    sys.path.insert(0, str(bundle))
+    try:
+        import deploy
+    finally:
+        sys.path.remove(str(bundle))
+    vectors = deploy.Student(bundle / "student.onnx").embed(files)
+    assert vectors.shape == (batch, student.dim)
+    np.testing.assert_allclose(vectors, student.embed(rows), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_deploy_runs_where_only_onnxruntime_numpy_and_pillow_are(bundle: Path, work: Path) -> None:
+    """Every other package is made unimportable before the copied deploy.py is run."""
+    image = next((work / "imgs").glob("photo*.jpg"))
+    code = (
+        "import sys, runpy\n"
+        "class Only:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'timm', 'onnx', 'faiss', 'typer', 'rich', 'distilltool'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Only())\n"
+        f"sys.argv = ['deploy.py', {str(bundle / 'student.onnx')!r}, {str(image)!r}, {str(image)!r}]\n"
+        f"runpy.run_path({str(bundle / 'deploy.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == [image.name, "1.000", "1.000"]
+
+
+@pytest.mark.slow
+def test_the_card_names_what_whoever_deploys_needs(bundle: Path, run_dir: Path) -> None:
+    card = (bundle / "card.md").read_text()
+    report = json.loads((bundle / "report.json").read_text())
+    manifest = json.loads((run_dir / "run.json").read_text())
+    for fact in (report["variants"][0]["sha256"], manifest["teacher"]["sha256"], "labelled", "uint8", "p50 ms"):
+        assert fact in card
+    speedup = report["variants"][0]["latency"][0]["speedup"]
+    assert speedup["low"] <= speedup["value"] <= speedup["high"]
+
+
+@pytest.mark.slow
+def test_eval_without_labels_and_from_csv(run_dir: Path, work: Path) -> None:
+    plain = distilltool.evaluate([run_dir], work / "imgs", store=work / "eval.sqlite")
+    assert plain.protocol == "unlabelled"
+    assert plain.models[1].metrics == {} and plain.models[1].fidelity is not None
+    files = sorted((work / "labelled").rglob("*.png"))
+    rows = [
+        f"{file.relative_to(work)},{file.parent.name},{'query' if at % 3 == 0 else 'gallery'}"
+        for at, file in enumerate(files)
+    ]
+    (work / "set.csv").write_text("path,label,role\n" + "\n".join(rows) + "\n")
+    listed = distilltool.evaluate([run_dir], work / "set.csv", store=work / "eval.sqlite")
+    assert listed.protocol == "csv"
+    assert (listed.queries, listed.gallery) == (10, 20)
+
+
+@pytest.mark.slow
+def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run_dir: Path, work: Path) -> None:
+    """Killed in the middle by Ctrl-C in a process of its own, then continued by the same command."""
+    out = work / "stopped"
+    words = [
+        sys.executable,
+        "-m",
+        "distilltool",
+        "distill",
+        str(work / "teacher.onnx"),
+        str(work / "imgs"),
+        *SMALL_FLAGS,
+        "--out",
+        str(out),
+        "--store",
+        str(work / "ledger.sqlite"),
+    ]
+    code = (
+        "import os, signal, sys\n"
+        "from distilltool import train\n"
+        "step = train._Trainer._step\n"
+        "def stopping(self, batch):\n"
+        "    step(self, batch)\n"
+        "    if self.state.step == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        "train._Trainer._step = stopping\n"
+        f"sys.argv = {words[2:]!r}\n"
+        "from distilltool.cli import main\n"
+        "main()\n"
+    )
+    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert first.returncode == 130, first.stderr
+    assert "goes on" in first.stderr and "Traceback" not in first.stderr
+    assert (out / "checkpoint.safetensors").exists() and not (out / "run.json").exists()
+    second = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step 5" in second.stderr
+    assert (out / "student.safetensors").read_bytes() == (run_dir / "student.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_pretrained_start_from_a_file_is_used(work: Path) -> None:
+    from safetensors.torch import save_file
+
+    from distilltool.students import Start, build
+
+    module = build(STUDENT, Start(input=32, seed=123)).module
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, work / "start.safetensors")
+    loaded = build(STUDENT, Start(input=32, seed=0, weights=work / "start.safetensors"))
+    assert loaded.start == "file start.safetensors"
+    for key, value in module.state_dict().items():
+        assert (loaded.module.state_dict()[key] == value).all(), key
+
+
+@pytest.mark.slow
+def test_time_budget_is_kept(work: Path) -> None:
+    report = distilltool.distill(
+        work / "teacher.onnx",
+        work / "imgs",
+        out=work / "timed",
+        store=work / "ledger.sqlite",
+        time_budget=12.0,
+        **{**SMALL, "changes": ["schedule.batch=16", "schedule.evaluations=3", "schedule.patience=1000"]},
+    )
+    assert 6.0 < report.seconds < 14.0
+    assert report.steps > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--dim", "16"], ["--set", "space=teacher", "--set", "loss.kl.tau=0.2"]])
+def test_dimensions_and_spaces(words: list[str], work: Path) -> None:
+    out = work / ("dim" if "--dim" in words else "space")
+    code, text, err = run(
+        work,
+        "distill",
+        str(work / "teacher.onnx"),
+        str(work / "imgs"),
+        *SMALL_FLAGS,
+        *words,
+        "--out",
+        str(out),
+        "--store",
+        str(work / "ledger.sqlite"),
+        "--json",
+    )
+    assert code == 0, err
+    assert json.loads(text)["student"]["dim"] == (16 if "--dim" in words else 24)
+    card = json.loads((out / "student.json").read_text())
+    assert card["space_id"].startswith("own-") == ("--dim" in words)
