@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distilltool import extensions, images, recipe
+from distilltool import extensions, images
+from distilltool import recipe as recipes
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
 from distilltool.images import Inventory, Skipped
@@ -59,7 +60,7 @@ def distill(
     teacher: str | Path,
     images_dir: str | Path,
     *,
-    recipe_name: str = "drd",
+    recipe: str = "drd",
     out: str | Path | None = None,
     student: str | None = None,
     input_size: int | None = None,
@@ -83,26 +84,25 @@ def distill(
     time_budget: seconds of training. changes: `key=value` of the recipe. dim: length of the student's vectors.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
+    from distilltool import students
     from distilltool.stages import distill as stage
     from distilltool.students import Start
 
     watch = progress or Silent()
-    chosen = _choose(recipe_name, changes, student, input_size, dim, seed)
+    chosen = _choose(recipe, changes, student, input_size, dim, seed)
     stage.check(chosen)
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
+    extensions.find("distilltool.selection", "selection", select)
     embedder = _open(teacher, preprocess, output, pool, watch)
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
+    stock = _take_stock(images_dir)
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
         weights=Path(weights) if weights else None,
         fetch="cached" if student is None else "online",
     )
-    stock = _take_stock(images_dir)
-    with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
-        answered = _answers(embedder, stock, ledger, bought)
     plan = {
         "teacher": embedder.file.sha256,
         "output": embedder.output,
@@ -110,13 +110,21 @@ def distill(
         "preprocessing": embedder.preprocess.identity(),
         "recipe": chosen.to_dict(),
         "time budget": time_budget,
-        "set of answered images": images.digest_of(photo.sha256 for photo in answered.photos),
         "weights": images.digest(start.weights) if start.weights else None,
     }
+    if not restart:
+        run.check(plan)
+    backbone = students.build(chosen.student.spec, start)
+    stage.check_student(chosen, backbone)
+    with Ledger.open(Path(store)) as ledger:
+        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        answered = _answers(embedder, stock, ledger, bought)
+    stage.check_answers(answered)
+    plan["set of answered images"] = images.digest_of(photo.sha256 for photo in answered.photos)
     if run.begin(plan, restart):
         watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
         return stage.finished(run)
-    return stage.distill(embedder, answered, chosen, run, start, seconds=time_budget, progress=watch)
+    return stage.distill(embedder, answered, chosen, run, backbone, start.fetch, seconds=time_budget, progress=watch)
 
 
 def evaluate(
@@ -301,8 +309,8 @@ def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: Q
 
 def _choose(
     name: str, changes: Sequence[str], student: str | None, input_size: int | None, dim: int | None, seed: int | None
-) -> recipe.Recipe:
+) -> recipes.Recipe:
     """The recipe with the command's own flags laid over it."""
     flags: dict[str, Any] = {"student.spec": student, "student.input": input_size, "student.dim": dim, "seed": seed}
     said = [f"{key}={value!r}" for key, value in flags.items() if value is not None]
-    return recipe.load(name, [*changes, *said])
+    return recipes.load(name, [*changes, *said])

@@ -187,7 +187,7 @@ def distill(
         return api.distill(
             teacher,
             images,
-            recipe_name=recipe,
+            recipe=recipe,
             out=out,
             student=student,
             input_size=input_size,

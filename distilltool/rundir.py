@@ -66,28 +66,35 @@ class RunDir:
     def bundle(self) -> Path:
         return self.root / "bundle"
 
-    def begin(self, plan: Mapping[str, Any], restart: bool) -> bool:
-        """Make or reopen the run; True where it is finished already.
+    def check(self, plan: Mapping[str, Any]) -> None:
+        """Fail where this folder holds a run made from something else than `plan`, or something that is no run.
 
-        plan: what the run is made from, as JSON values. A folder made from something else is an error, unless
-        `restart` clears it.
+        plan: what is known so far of what the run is to be made from, as JSON values.
         """
-        if restart and self.plan.exists():
-            self._clear()
         if self.root.exists() and not self.root.is_dir():
             raise DistillError(f"{self.root} is a file", "choose another folder with --out")
         if not self.plan.exists():
             if self.root.exists() and any(self.root.iterdir()):
                 raise DistillError(f"the folder {self.root} holds something that is no run", "choose another --out")
-            write_json(self.plan, plan)
-            return False
+            return
         before = read_json(self.plan)
-        differing = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
+        differing = sorted(key for key in plan if before.get(key) != plan[key])
         if differing:
             raise DistillError(
                 f"the run {self.root} was made with another {', '.join(differing)}",
                 "choose another --out, or add --restart to replace it",
             )
+
+    def begin(self, plan: Mapping[str, Any], restart: bool) -> bool:
+        """Make the run, or reopen it where it was made from the same; True where it is finished already.
+
+        restart: clear what the folder holds of another run, or of this one.
+        """
+        if restart and self.plan.exists():
+            self._clear()
+        self.check(plan)
+        if not self.plan.exists():
+            write_json(self.plan, plan)
         return self.manifest.exists()
 
     def _clear(self) -> None:

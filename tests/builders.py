@@ -136,7 +136,11 @@ def onnx_teacher(
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save_model(
-        model, path, save_as_external_data=external, location=f"{path.name}.data" if external else None, size_threshold=0
+        model,
+        path,
+        save_as_external_data=external,
+        location=f"{path.name}.data" if external else None,
+        size_threshold=0,
     )
     return path
 

@@ -163,7 +163,7 @@ def test_a_second_distill_returns_the_same_report_and_asks_nothing(run_dir: Path
 def test_every_recipe_trains_evaluates_and_exports(recipe: str, work: Path) -> None:
     out = work / f"run-{recipe}"
     distilltool.distill(
-        work / "teacher.onnx", work / "imgs", recipe_name=recipe, out=out, store=work / "ledger.sqlite", **SMALL
+        work / "teacher.onnx", work / "imgs", recipe=recipe, out=out, store=work / "ledger.sqlite", **SMALL
     )
     report = distilltool.evaluate([out], work / "labelled", store=work / "eval.sqlite")
     teacher, student = report.models

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import onnx_teacher, photo_folder
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from distilltool import deploy, images
 from distilltool.preprocess import METADATA_KEY, Preprocess
 from distilltool.teacher import SPACE_KEY, open_teacher
-from builders import onnx_teacher, photo_folder
 
 # the pixels as stored for each EXIF orientation of an upright image; the standard names the side of the picture on
 # which the stored first row and the stored first column lie

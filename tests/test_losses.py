@@ -101,7 +101,9 @@ def test_relations_need_no_common_dimension(name: str) -> None:
 
 def slow_regression(student: np.ndarray, teacher: np.ndarray) -> float:
     """1 − cosine, row by row."""
-    return float(np.mean([1 - sum(s * t for s, t in zip(a, b, strict=True)) for a, b in zip(student, teacher, strict=True)]))
+    return float(
+        np.mean([1 - sum(s * t for s, t in zip(a, b, strict=True)) for a, b in zip(student, teacher, strict=True)])
+    )
 
 
 def slow_kl(student: np.ndarray, teacher: np.ndarray, tau: float) -> float:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import drawn, onnx_teacher
 from PIL import Image
 
 from distilltool.errors import DistillError
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags, read_file
 from distilltool.teacher import open_teacher
-from builders import drawn, onnx_teacher
 
 GRAPH = {"layout": "NCHW", "dtype": "float32", "size": (224, 224)}
 # what black and white pixels become, by the formulas of torchvision, openai/CLIP and keras worked out by hand, in the
@@ -87,7 +87,12 @@ def test_red_comes_last_in_caffe() -> None:
 def test_preset_geometry(name: str, resize: str, short: int | None, interpolation: str) -> None:
     """Resizing of a preset at 224 pixels."""
     found = preset(name)
-    assert (found.size, found.resize, found.resize_to, found.interpolation) == ((224, 224), resize, short, interpolation)
+    assert (found.size, found.resize, found.resize_to, found.interpolation) == (
+        (224, 224),
+        resize,
+        short,
+        interpolation,
+    )
 
 
 def test_preset_crop_follows_another_size() -> None:
@@ -423,7 +428,13 @@ def test_order_of_belief(tmp_path: Path, believed: int, std: float, source: str)
 
 def test_single_fields_are_laid_over_what_others_say() -> None:
     """A flag for one field leaves the others to the next source."""
-    sidecar = {"mean": (0.1,) * 3, "std": (0.2,) * 3, "scale": 1 / 255, "interpolation": "bicubic", "said_by": "sidecar"}
+    sidecar = {
+        "mean": (0.1,) * 3,
+        "std": (0.2,) * 3,
+        "scale": 1 / 255,
+        "interpolation": "bicubic",
+        "said_by": "sidecar",
+    }
     found = merge([parse_flags(["interpolation=box"]), sidecar, GRAPH])
     assert found is not None
     assert (found.interpolation, found.std, found.source) == ("box", (0.2,) * 3, "sidecar")

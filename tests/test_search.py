@@ -28,7 +28,7 @@ def test_ties_come_by_rising_id(dim: int, rng: np.random.Generator) -> None:
     """Small whole numbers, full of ties, in either of the ways faiss computes."""
     gallery = rng.integers(-1, 2, (60, dim)).astype(np.float32)
     gallery[20:40] = gallery[:20]
-    queries = gallery[:550 % 60].repeat(11, axis=0)
+    queries = gallery[: 550 % 60].repeat(11, axis=0)
     found = nearest(queries, gallery, 15)
     assert found.ids.tolist() == brute(queries, gallery, 15)
 
@@ -53,6 +53,7 @@ def test_many_ties_below_a_few_winners(rng: np.random.Generator) -> None:
 def test_itself_is_left_out_by_id(rng: np.random.Generator) -> None:
     """Not the first hit is dropped but the query's own row, even where a twin stands before it."""
     gallery = rng.normal(size=(40, 6)).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     gallery[7] = gallery[30]
     itself = np.array([30, 7, -1])
     queries = gallery[[30, 7, 7]]

@@ -23,7 +23,7 @@ from distilltool.recipe import Recipe
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
-from distilltool.students import Start
+from distilltool.students import Backbone, Start
 from distilltool.teacher import OnnxEmbedder
 from distilltool.train import Data, Outcome
 
@@ -53,25 +53,44 @@ def check(recipe: Recipe) -> None:
         )
 
 
+def check_student(recipe: Recipe, backbone: Backbone) -> None:
+    """Fail on vectors longer than the features they are made of."""
+    if recipe.student.dim > backbone.width:
+        raise DistillError(
+            f"--dim {recipe.student.dim} is more than the {backbone.width} features of {recipe.student.spec}",
+            f"use --dim {backbone.width} or less",
+        )
+
+
+def check_answers(answered: Answered) -> None:
+    """Fail on answers too few to learn from."""
+    if len(answered.photos) < MIN_IMAGES:
+        raise DistillError(
+            f"the teacher has answered about {len(answered.photos)} images, a student needs {MIN_IMAGES} or more",
+            "give more images or a larger --budget",
+        )
+
+
 def distill(
     teacher: OnnxEmbedder,
     answered: Answered,
     recipe: Recipe,
     run: RunDir,
-    start: Start,
+    backbone: Backbone,
+    fetch: str,
     *,
     seconds: float | None,
     progress: Progress,
 ) -> DistillReport:
     """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
 
-    seconds: wall time for training as a whole, caching and evaluation included.
+    fetch: how pretrained weights were looked for, for the message. seconds: wall time for training as a whole,
+    caching and evaluation included.
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
     write_json(run.environment, environment())
-    backbone = students.build(recipe.student.spec, start)
-    _say_start(backbone.start, recipe.student.spec, start, progress)
+    _say_start(backbone.start, recipe.student.spec, fetch, progress)
     size = working_size(teacher.preprocess.size, recipe.student.input)
     held = hold_out(answered.vectors, recipe.validation, recipe.seed)
     data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
@@ -86,19 +105,14 @@ def distill(
     return report
 
 
-def _say_start(start: str, spec: str, asked: Start, progress: Progress) -> None:
+def _say_start(start: str, spec: str, fetch: str, progress: Progress) -> None:
     if start != "scratch":
         progress.note(f"the student {spec} starts from {start}")
         return
-    why = (
-        "its pretrained weights are not on this machine"
-        if asked.fetch == "cached"
-        else ("its pretrained weights could not be fetched")
-    )
-    progress.warn(
-        f"the student {spec} starts from scratch: {why}; it will keep much less of the teacher than a "
-        f"pretrained one (give weights with --weights FILE.safetensors, or name --student {spec} online)"
-    )
+    why, mend = "its pretrained weights could not be fetched", "give weights with --weights FILE.safetensors"
+    if fetch == "cached":
+        why, mend = "no pretrained weights on this machine", f"{mend}, or --student {spec} to fetch them"
+    progress.warn(f"{spec} starts from scratch: {why}; a pretrained student keeps far more ({mend})")
 
 
 def working_size(teacher: tuple[int, int], longer: int) -> tuple[int, int]:
@@ -110,11 +124,6 @@ def working_size(teacher: tuple[int, int], longer: int) -> tuple[int, int]:
 def hold_out(vectors_NE: NDArray[np.float32], share: float, seed: int) -> NDArray[np.bool_]:
     """Which images to hold out, (N,): whole clusters of the teacher's vectors, so that they are unlike the rest."""
     count = len(vectors_NE)
-    if count < MIN_IMAGES:
-        raise DistillError(
-            f"the teacher has answered about {count} images, a student needs {MIN_IMAGES} or more",
-            "give more images or a larger --budget",
-        )
     wanted = min(max(MIN_HELD, round(share * count)), MAX_HELD, count // 2)
     assigned = search.clusters(vectors_NE, max(4, count // 20), seed)
     order = np.random.default_rng((seed, 4)).permutation(assigned.max() + 1)
@@ -194,7 +203,7 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
     return made
 
 
-def _make_student(backbone: students.Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
+def _make_student(backbone: Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
     """Backbone and head; a head starts from its closed-form solution on the training images."""
     in_space, size = recipe.space == "teacher", (data.held_pixels.shape[1], data.held_pixels.shape[2])
     dim = data.targets.shape[1] if in_space else recipe.student.dim
@@ -221,11 +230,6 @@ def _make_student(backbone: students.Backbone, recipe: Recipe, data: Data, run: 
             student.linear.weight.copy_(head.weight)
             student.linear.bias.copy_(head.bias)
         else:
-            if dim > backbone.width:
-                raise DistillError(
-                    f"--dim {dim} is more than the {backbone.width} features of the student",
-                    f"use --dim {backbone.width} or less",
-                )
             student.linear.weight.copy_(ridge.principal(features, dim))
     return student
 
