@@ -1,6 +1,7 @@
 """How an image becomes what a network is fed: one frozen description, applied the same way everywhere."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -130,6 +131,8 @@ class Preprocess:
                 typed[name] = tuple(map(float, given if isinstance(given, Sequence) else (given,) * 3))
             if "scale" in values:
                 typed["scale"] = float(values["scale"])
+            if values.get("resize_to") is not None:
+                typed["resize_to"] = operator.index(values["resize_to"])
         except (TypeError, ValueError) as error:
             raise DistillError(
                 f"preprocessing holds a value that cannot be read ({error})",
@@ -276,10 +279,15 @@ def from_sidecar(values: Mapping[str, Any]) -> dict[str, Any] | None:
 def _from_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
     rescale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
     normal = values.get("do_normalize", "image_mean" in values)
+    if normal and not (values.get("image_mean") and values.get("image_std")):
+        raise DistillError(
+            "the preprocessor_config.json normalises, but names no image_mean and image_std",
+            "say them with --preprocess mean= and --preprocess std=, or complete the file",
+        )
     found: dict[str, Any] = {
         "scale": rescale,
-        "mean": tuple(values.get("image_mean", IMAGENET_MEAN)) if normal else (0.0, 0.0, 0.0),  # their own default
-        "std": tuple(values.get("image_std", IMAGENET_STD)) if normal else (1.0, 1.0, 1.0),
+        "mean": tuple(values["image_mean"]) if normal else (0.0, 0.0, 0.0),
+        "std": tuple(values["image_std"]) if normal else (1.0, 1.0, 1.0),
         "interpolation": {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}[
             int(values.get("resample", 2))
         ],
@@ -349,12 +357,14 @@ def merge(sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
     merged: dict[str, Any] = {}
     for source in reversed(sources):
         fields_said = {name: value for name, value in source.items() if name != "said_by" and value is not None}
-        if "resize" in fields_said or "size" in fields_said:  # a crop belongs to its own size
-            merged.pop("resize_to", None)
+        if ("resize" in fields_said or "size" in fields_said) and merged.get("resize_to"):
+            short = merged.pop("resize_to")  # belongs to its own size; what stays is the margin around the crop
+            if "size" in merged:
+                merged["crop_ratio"] = max(merged["size"]) / short
         merged |= fields_said
         if {"scale", "mean", "std"} & set(source):
             merged["source"] = source["said_by"]
-    if not {"scale", "mean", "std"} & set(merged) or "size" not in merged:
+    if "scale" not in merged or "size" not in merged:
         return None
     ratio = merged.pop("crop_ratio", 1.0)
     if merged.get("resize") == "shortest" and not merged.get("resize_to"):

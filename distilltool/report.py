@@ -1,5 +1,6 @@
 """What the commands found out, typed, and the JSON others rely on."""
 
+import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
@@ -188,11 +189,13 @@ class ExportReport:
 
 
 def to_json(report: Any) -> Any:
-    """A report as JSON values, field names as in the contract."""
+    """A report as JSON values, field names as in the contract; a figure that has no value is None."""
     if is_dataclass(report) and not isinstance(report, type):
         return to_json(asdict(report))
     if isinstance(report, dict):
         return {RENAMED.get(key, key): to_json(value) for key, value in report.items()}
     if isinstance(report, list | tuple):
         return [to_json(value) for value in report]
+    if isinstance(report, float) and not math.isfinite(report):
+        return None
     return report

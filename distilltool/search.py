@@ -1,6 +1,7 @@
 """Exact nearest neighbours and clusters, by faiss, block by block."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,21 +32,40 @@ def nearest(
             raise ValueError("vectors hold NaN or infinity")
     index = faiss.IndexFlatIP(gallery_GD.shape[1])
     index.add(np.ascontiguousarray(gallery_GD, np.float32))
-    fetch = min(k + 1 + SLACK, len(gallery_GD))
+    queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+    own = np.full(len(queries_QD), -1, np.int64) if itself is None else itself
     ids = np.full((len(queries_QD), k), -1, np.int64)
     scores = np.full((len(queries_QD), k), -np.inf, np.float32)
     for at in range(0, len(queries_QD), BLOCK):
-        block = slice(at, at + BLOCK)
-        got_scores, got_ids = index.search(np.ascontiguousarray(queries_QD[block], np.float32), fetch)
-        if itself is not None:
-            own = got_ids == itself[block, None]
-            got_scores[own], got_ids[own] = -np.inf, len(gallery_GD)
-        order = np.lexsort((got_ids, -got_scores), axis=1)[:, :k]
-        width = order.shape[1]
-        ids[block, :width] = np.take_along_axis(got_ids, order, axis=1)
-        scores[block, :width] = np.take_along_axis(got_scores, order, axis=1)
-    ids[scores == -np.inf] = -1
+        rows = np.arange(at, min(at + BLOCK, len(queries_QD)))
+        fetch = min(k + 1 + SLACK, len(gallery_GD))
+        unsure = _fill(index, queries_QD, own, rows, fetch, ids, scores)
+        if len(unsure):  # more equal scores than were fetched: only the whole gallery tells which ids are lowest
+            _fill(index, queries_QD, own, unsure, len(gallery_GD), ids, scores)
     return Neighbours(ids=ids, scores=scores)
+
+
+def _fill(
+    index: Any,
+    queries_QD: NDArray[np.float32],
+    own: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    fetch: int,
+    ids: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Search some rows and write their answers; returns those whose k-th score may go on beyond what was fetched."""
+    k = ids.shape[1]
+    got_scores, got_ids = index.search(queries_QD[rows], fetch)
+    last = got_scores[:, -1].copy()
+    mine = got_ids == own[rows, None]
+    got_scores[mine], got_ids[mine] = -np.inf, index.ntotal
+    order = np.lexsort((got_ids, -got_scores), axis=1)[:, :k]
+    width = order.shape[1]
+    found_ids, found_scores = (np.take_along_axis(got, order, axis=1) for got in (got_ids, got_scores))
+    ids[rows, :width] = np.where(found_scores == -np.inf, -1, found_ids)
+    scores[rows, :width] = found_scores
+    return rows[last >= found_scores[:, -1]] if fetch < index.ntotal else rows[:0]
 
 
 def clusters(vectors_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:

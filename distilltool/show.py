@@ -1,6 +1,7 @@
 """The only file that prints: progress, tables and errors go to stderr, JSON to stdout."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -319,10 +320,14 @@ def _printable(text: str) -> str:
 
 
 def _interval(value: Any) -> str:
+    if not math.isfinite(value.value):
+        return "–"
     return f"{value.value:.3f} ±{(value.high - value.low) / 2:.3f}"
 
 
 def _percent(value: Any) -> str:
+    if not math.isfinite(value.value):
+        return "–"
     return f"{100 * value.value:.1f} % ±{50 * (value.high - value.low):.1f}"
 
 

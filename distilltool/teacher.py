@@ -160,7 +160,7 @@ def to_vectors(found: NDArray[Any], pool: str, channels_last: bool) -> NDArray[n
     if values.ndim >= 2 and values.size == len(values) * max(values.shape[1:]):
         return values.reshape(len(values), -1)
     if pool != "none" and values.ndim == 4:  # a map is tokens, one for each place
-        values = values if channels_last else values.transpose(0, 2, 3, 1)
+        values = values if _channels_last(values.shape, channels_last) else values.transpose(0, 2, 3, 1)
         values = values.reshape(len(values), -1, values.shape[3])
     if pool != "none" and values.ndim == 3:
         return _pool_tokens(values, pool)
@@ -169,6 +169,13 @@ def to_vectors(found: NDArray[Any], pool: str, channels_last: bool) -> NDArray[n
         f"the output is {shape}, not one vector per image",
         f"choose a pooling with --pool {'|'.join(POOLS)}, or another --output",
     )
+
+
+def _channels_last(shape: tuple[int, ...], input_is: bool) -> bool:
+    """Whether a map is (N, h, w, D): by which two sides are equal, else as the input is laid out."""
+    if (shape[1] == shape[2]) != (shape[2] == shape[3]):
+        return shape[1] == shape[2]
+    return input_is
 
 
 def _pool_tokens(values_NTD: NDArray[np.float32], pool: str) -> NDArray[np.float32]:
@@ -204,7 +211,8 @@ def open_teacher(
     session = open_session(path, threads or workers())
     image = _image_input(path, session)
     chosen, why = _choose_output(session, output)
-    pooling = pool or file.metadata.get("distilltool.pool", "none")
+    sides = next(one.shape for one in session.get_outputs() if one.name == chosen)
+    pooling = pool if pool is not None and len(sides) > 2 and sides[2:] != [1, 1] else "none"
     return OnnxEmbedder(file, session, chosen, pooling, why, known or _resolve_preprocess(file, image, preprocess))
 
 

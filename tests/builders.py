@@ -68,7 +68,7 @@ def class_folders(root: Path, *, classes: int, each: int, seed: int = 1) -> list
 
 
 def weights(dim: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The teacher's two layers: patches to hidden features (HIDDEN, 3, PATCH, PATCH), those to the vector (dim, HIDDEN)."""
+    """The teacher's two layers: patches to features (HIDDEN, 3, PATCH, PATCH), features to vector (dim, HIDDEN)."""
     rng = np.random.default_rng((7, seed))
     first = rng.normal(0, 0.3, (HIDDEN, 3, PATCH, PATCH)).astype(np.float32)
     return first, rng.normal(0, 1, (dim, HIDDEN)).astype(np.float32)

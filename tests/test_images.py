@@ -159,6 +159,7 @@ def test_truncated_jpeg_says_so(tmp_path: Path) -> None:
     assert isinstance(reason, str) and "truncated" in reason
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL.*")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_spoilt_files_never_raise(tmp_path: Path, kind: str, rng: np.random.Generator) -> None:
     """Whatever bytes are changed, decoding gives an image or a reason."""

@@ -276,7 +276,8 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import contextlib, io, sys\n"
         "from distilltool.cli import app\n"
-        "for words in [['--help'], ['--version'], ['recipes'], ['recipes', 'drd'], *[[n, '--help'] for n in sys.argv[1:]]]:\n"
+        "light = [['--help'], ['--version'], ['recipes'], ['recipes', 'drd']]\n"
+        "for words in [*light, *[[name, '--help'] for name in sys.argv[1:]]]:\n"
         "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):\n"
         "        try:\n"
         "            app(words)\n"

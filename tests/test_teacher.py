@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from distilltool import images
 from distilltool.errors import DistillError
-from distilltool.teacher import OnnxEmbedder, open_teacher, read_file
+from distilltool.teacher import OnnxEmbedder, open_teacher, read_file, to_vectors
 
 PRE = ("scale=1/255", "mean=0.4,0.5,0.6", "std=0.2,0.25,0.3")
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
@@ -161,7 +161,21 @@ def test_identity_of_answers(tmp_path: Path) -> None:
     assert same.space_id == base.space_id
     assert open_teacher(path, preprocess=PRE, output="other").space_id != base.space_id
     assert open_teacher(path, preprocess=["imagenet"]).key != base.key
-    assert open_teacher(path, preprocess=PRE, pool="avg").key != base.key
+    assert open_teacher(path, preprocess=PRE, pool="avg").key == base.key, "a vector is not pooled: no second price"
+    tokens = onnx_teacher(tmp_path / "tokens.onnx", output="tokens")
+    keys = {open_teacher(tokens, preprocess=PRE, pool=how).key for how in ("avg", "max", "cls")}
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("layout_said", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 5, 12), (2, 12, 5, 5)])
+def test_the_channels_of_a_map_are_found_whatever_the_input_is_laid_out_as(
+    shape: tuple[int, ...], layout_said: bool, rng: np.random.Generator
+) -> None:
+    """Two equal sides are the places, whichever layout the input has."""
+    found = rng.normal(size=shape)
+    places = (1, 2) if shape[1] == shape[2] else (2, 3)
+    np.testing.assert_allclose(to_vectors(found, "avg", layout_said), found.mean(axis=places), rtol=1e-5)
 
 
 def test_hash_covers_external_data(tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""What others rely on, frozen: commands, flags, JSON fields, exit codes, what is stamped on a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import class_folders, onnx_teacher, photo_folder
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import distilltool
+from distilltool.cli import app
+from distilltool.errors import Exit
+
+TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch"}
+COMMON = {"--json", "--quiet", "-q"}
+FLAGS = {
+    "query": TEACHER_FLAGS | COMMON | {"--store", "--budget", "--plan", "--select"},
+    "distill": TEACHER_FLAGS
+    | COMMON
+    | {
+        "--out",
+        "--recipe",
+        "--student",
+        "--weights",
+        "--input",
+        "--dim",
+        "--time-budget",
+        "--set",
+        "--seed",
+        "--restart",
+        "--budget",
+        "--store",
+        "--select",
+    },
+    "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
+    "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
+    "recipes": {"--json"},
+}
+TEACHER = {"sha256", "dim", "output", "preprocess"}
+INTERVAL = {"value", "low", "high"}
+QUERY = {
+    "store",
+    "teacher",
+    "images",
+    "files",
+    "duplicates",
+    "queried",
+    "cached",
+    "pending",
+    "spent",
+    "budget",
+    "skipped",
+    "seconds",
+    "plan",
+}
+DISTILL = {
+    "run",
+    "recipe",
+    "student",
+    "queries",
+    "images",
+    "steps",
+    "best_step",
+    "seconds",
+    "k",
+    "fidelity",
+    "undistilled",
+    "verdict",
+    "seed",
+}
+EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"}
+MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric"}
+METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
+EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
+VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"}
+LATENCY = {
+    "device",
+    "provider",
+    "threads",
+    "batch",
+    "n",
+    "min_ms",
+    "p50_ms",
+    "p90_ms",
+    "p95_ms",
+    "p99_ms",
+    "throughput",
+    "speedup",
+}
+
+
+def test_commands_and_flags() -> None:
+    commands: Any = get_command(app)
+    found = {
+        name: {flag for one in command.params for flag in one.opts if flag.startswith("-")} - {"--help", "-h"}
+        for name, command in commands.commands.items()
+    }
+    assert found == FLAGS
+
+
+def test_exit_codes() -> None:
+    assert {one.name: int(one) for one in Exit} == {
+        "DONE": 0,
+        "FIX": 1,
+        "USAGE": 2,
+        "GATE": 3,
+        "NOISY": 4,
+        "INTERRUPTED": 130,
+    }
+
+
+def test_python_functions() -> None:
+    for name in ("query", "distill", "evaluate", "export", "load_student", "DistillError"):
+        assert callable(getattr(distilltool, name))
+    assert (Path(distilltool.__file__).parent / "py.typed").exists()
+
+
+def test_wrong_usage_is_2() -> None:
+    assert CliRunner().invoke(app, ["query"]).exit_code == Exit.USAGE
+    assert CliRunner().invoke(app, ["query", "--nope"]).exit_code == Exit.USAGE
+
+
+def call(*words: object) -> dict[str, Any]:
+    """Run a command with --json: exactly one JSON object on stdout."""
+    result = CliRunner().invoke(app, [*map(str, words), "--json", "--quiet"])
+    assert result.exit_code == 0, result.stderr
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+@pytest.mark.slow
+def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 40)
+    class_folders(tmp_path / "labelled", classes=3, each=4)
+    pre = ["--preprocess", "scale=1/255", "--preprocess", "mean=0.5", "--preprocess", "std=0.5"]
+    found = call("query", "t.onnx", "imgs", "--plan", *pre)
+    assert set(found) == QUERY and set(found["teacher"]) == TEACHER
+    assert set(found["plan"]) == {"queries", "seconds", "memory_bytes", "disk_bytes", "probed"}
+    assert found["teacher"]["preprocess"]["source"].startswith("flag")
+    found = call(
+        "distill",
+        "t.onnx",
+        "imgs",
+        *pre,
+        "--student",
+        "timm:test_efficientnet",
+        "--input",
+        "32",
+        "--set",
+        "schedule.epochs=1",
+        "--recipe",
+        "regression",
+        "--out",
+        "run",
+    )
+    assert set(found) == DISTILL
+    assert set(found["student"]) == {"spec", "params", "dim", "input", "space", "start"}
+    assert set(found["queries"]) == {"new", "cached", "spent"}
+    assert set(found["images"]) == {"train", "validation", "skipped"}
+    assert set(found["fidelity"]) == set(found["undistilled"]) == {"overlap@10", "spearman"}
+    assert set(found["fidelity"]["overlap@10"]) == INTERVAL
+    found = call("eval", "run", "--data", "labelled")
+    assert set(found) == EVAL and set(found["models"][1]) == MODEL
+    student = found["models"][1]
+    assert set(student["metrics"]) == set(student["retention"]) == METRICS
+    assert set(student["fidelity"]) == {"overlap@10", "spearman"}
+    assert set(student["asymmetric"]) == METRICS | {"overlap@10"}
+    found = call("export", "run", "--seconds", "1")
+    assert set(found) == EXPORT and set(found["variants"][0]) == VARIANT
+    assert set(found["variants"][0]["parity"]) == {"cosine_min", "cosine_mean"}
+    assert set(found["variants"][0]["latency"][0]) == LATENCY
+    assert set(found["teacher"]["latency"][0]) == LATENCY
+    assert isinstance(json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout), list)
