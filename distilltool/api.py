@@ -95,6 +95,8 @@ def distill(
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
     embedder = _open(teacher, preprocess, output, pool, watch)
+    if input_size is None and not any(change.startswith("student.input") for change in changes):
+        chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
     stock = _take_stock(images_dir)
     start = Start(
@@ -305,6 +307,11 @@ def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: Q
         skipped=len(bought.skipped),
         queries={"new": bought.queried, "cached": bought.cached, "spent": bought.spent},
     )
+
+
+def _no_larger(chosen: recipes.Recipe, side: int) -> recipes.Recipe:
+    """A recipe's default input, brought down to what the teacher itself looks at, in pixels."""
+    return replace(chosen, student=replace(chosen.student, input=min(chosen.student.input, side)))
 
 
 def _choose(

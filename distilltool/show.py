@@ -243,17 +243,13 @@ class Show:
             "MB",
             f"{teacher['bytes'] / 1e6:.1f}",
             f"{variant.bytes / 1e6:.1f}",
-            f"{teacher['bytes'] / variant.bytes:.1f}× smaller",
+            _times(teacher["bytes"] / variant.bytes, "smaller", "larger"),
         )
         self._console.print(table)
-        where = (
-            f"CPU, {ours.threads} thread, batch 1, {ours.provider}"
-            if ours.threads == 1
-            else f"CPU, {ours.threads} threads"
-        )
+        threads = f"{ours.threads} thread" + ("s" if ours.threads > 1 else "")
         self._console.print(
-            f"{where}; {ours.n:,} runs of the student; cosine to the trained student ≥ "
-            f"{variant.parity['cosine_min']:.6f}",
+            f"onnxruntime on the CPU, {threads}, batch 1, {ours.n:,} runs of the student in alternating blocks; "
+            f"cosine of exported to trained student {variant.parity['cosine_min']:.4f} or more",
             style="dim",
         )
         if variant.status == "accepted":
@@ -333,6 +329,10 @@ def _percent(value: Any) -> str:
 
 def _percent_of(value: dict[str, float]) -> str:
     return f"{100 * value['value']:.1f} % ±{50 * (value['high'] - value['low']):.1f}"
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{ratio:.1f}× {more}" if ratio >= 1 else f"{1 / ratio:.1f}× {less}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,13 @@
 """Fixtures that several test files use."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import onnx_teacher, photo_folder
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ def export(
     if variant.status == "accepted":
         shutil.copyfile(deploy.__file__, bundle / "deploy.py")
         write_text(bundle / "card.md", render_card(report, manifest, student.card))
+    progress.advance(1, "done")
     progress.end()
     return report
 
