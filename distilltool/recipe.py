@@ -57,7 +57,7 @@ class Optimiser:
     """AdamW. lr: from random weights; lr_finetune: from pretrained ones; clip: largest gradient norm;
     ema: decay of the weight average that is evaluated and kept, 0 for none."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     lr_finetune: float = 1e-4
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -80,7 +80,8 @@ class Schedule:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """All choices of one distillation. space: the student's vectors live in a space of their own, or can be
-    compared with the teacher's. validation: share of the images held out."""
+    compared with the teacher's. anchor: weight of 1 − cosine between the teacher's vectors and a linear map of the
+    student's features that is thrown away after training. validation: share of the images held out."""
 
     name: str
     description: str
@@ -91,6 +92,7 @@ class Recipe:
     augment: Augment = Augment()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    anchor: float = 0.0
     validation: float = 0.1
     seed: int = 0
 
@@ -117,6 +119,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.warmup": (0, 0.9),
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),
+    "anchor": (0, 1000),
     "validation": (0.02, 0.5),
     "seed": (0, 2**31 - 1),
 }

@@ -25,6 +25,7 @@ class Student(nn.Module):
         super().__init__()
         self.backbone = backbone.module
         self.head: nn.Module = nn.Linear(backbone.width, dim, bias=bias) if dim else nn.Identity()
+        self.anchor: nn.Linear | None = None  # while training only: features onto the teacher's vectors
         self.width = backbone.width
         self.dim = dim or backbone.width
         self.has_head = bool(dim)
@@ -46,6 +47,12 @@ class Student(nn.Module):
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         return F.normalize(self.head(self.features(pixels_NCHW)), dim=1)
+
+    def anchored(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors as of `forward`, (N, D), and the same features brought onto the teacher's vectors, (N, E)."""
+        assert self.anchor is not None
+        features = self.features(pixels_NCHW)
+        return F.normalize(self.head(features), dim=1), F.normalize(self.anchor(features), dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

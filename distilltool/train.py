@@ -164,9 +164,7 @@ class _Trainer:
         step = self.state.step
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
-        student_BD = self.student(batch.pixels.to(self.device))
-        teacher_BE = self.targets[torch.from_numpy(batch.rows).to(self.device)]
-        loss = self.loss(*mix(student_BD, teacher_BE, self.recipe.mix, (self.recipe.seed, 3, step)))
+        loss = self._loss(batch, (self.recipe.seed, 3, step))
         if not torch.isfinite(loss):
             names = ", ".join(self.data.names[row] for row in batch.rows[:3])
             raise DistillError(
@@ -181,6 +179,16 @@ class _Trainer:
         self.state.step += 1
         self.progress.advance(1, f"loss {loss.item():.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
         self._log({"step": self.state.step, "loss": round(loss.item(), 6)})
+
+    def _loss(self, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
+        """The recipe's losses over the joint batch, and the anchor on the images alone."""
+        pixels = batch.pixels.to(self.device)
+        teacher_BE = self.targets[torch.from_numpy(batch.rows).to(self.device)]
+        if self.student.anchor is None:
+            return self.loss(*mix(self.student(pixels), teacher_BE, self.recipe.mix, seed))
+        student_BD, anchored_BE = self.student.anchored(pixels)
+        joint = self.loss(*mix(student_BD, teacher_BE, self.recipe.mix, seed))
+        return joint + self.recipe.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
 
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
@@ -217,6 +225,7 @@ class _Trainer:
             np.savez(_fresh(self.rundir.root / "undistilled.npz"), overlap=scores[0], spearman=scores[1])
 
     def _outcome(self, stopped: str) -> Outcome:
+        self.student.anchor = None
         load_weights(self.rundir.best, self.student)
         scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
         with np.load(self.rundir.root / "undistilled.npz", allow_pickle=False) as first:
@@ -334,8 +343,9 @@ def _fidelity(scores: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Fideli
 
 
 def save_weights(path: Path, student: Student) -> None:
-    """Write a student's weights as safetensors, atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    """Write a student's weights as safetensors, atomically; what only training needs is left out."""
+    kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     write_bytes(path, lambda fresh: save_file(state, fresh))
 
 

@@ -369,3 +369,28 @@ def test_dimensions_and_spaces(words: list[str], work: Path) -> None:
     assert json.loads(text)["student"]["dim"] == (16 if "--dim" in words else 24)
     card = json.loads((out / "student.json").read_text())
     assert card["space_id"].startswith("own-") == ("--dim" in words)
+
+
+def test_an_interrupted_query_keeps_every_answer_and_asks_only_for_the_rest(work: Path) -> None:
+    """Ctrl-C while the teacher works on the third batch: that batch is finished, then the command stops."""
+    store = work / "stopped.sqlite"
+    words = ["distilltool", "query", str(work / "teacher.onnx"), str(work / "imgs"), *PRE_FLAGS]
+    words += ["--store", str(store), "--batch", "8"]
+    code = (
+        "import os, signal, sys\n"
+        "from distilltool.teacher import OnnxEmbedder\n"
+        "embed, calls = OnnxEmbedder.embed, []\n"
+        "def stopping(self, rows):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return embed(self, rows)\n"
+        "OnnxEmbedder.embed = stopping\n"
+        f"sys.argv = {words!r}\n"
+        "from distilltool.cli import main\n"
+        "main()\n"
+    )
+    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert first.returncode == 130, first.stderr
+    assert "24 new answers" in first.stderr and "Traceback" not in first.stderr
+    second = distilltool.query(work / "teacher.onnx", work / "imgs", store=store, preprocess=PRE, batch=8)
+    assert (second.queried, second.cached, second.spent) == (40, 24, 64)

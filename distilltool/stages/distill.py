@@ -204,34 +204,43 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
 
 
 def _make_student(backbone: Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
-    """Backbone and head; a head starts from its closed-form solution on the training images."""
+    """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
     in_space, size = recipe.space == "teacher", (data.held_pixels.shape[1], data.held_pixels.shape[2])
     dim = data.targets.shape[1] if in_space else recipe.student.dim
     student = Student(backbone, dim, bias=in_space)
+    if recipe.anchor:
+        student.anchor = torch.nn.Linear(backbone.width, data.targets.shape[1])
     student.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.checkpoint.exists():  # everything below would be overwritten
         return student
     if backbone.start == "scratch":
         _calibrate(student, data.pixels, size, recipe.seed)
-    if not dim:
+    if not dim and not recipe.anchor:
         return student
-    features = torch.from_numpy(
-        np.concatenate(
-            [
-                embed(student, _plain(data.pixels[at : at + 256], size), features=True)
-                for at in range(0, len(data.pixels), 256)
-            ]
-        )
-    )
-    with torch.no_grad():
-        if in_space:
-            head = ridge.ridge(features, torch.from_numpy(data.targets))
-            progress.note(f"head in closed form: ridge {head.strength:g} by leave-one-out, cosine {head.cosine:.3f}")
-            student.linear.weight.copy_(head.weight)
-            student.linear.bias.copy_(head.bias)
-        else:
+    features = _features(student, data.pixels, size)
+    if in_space or recipe.anchor:
+        head = ridge.ridge(features, torch.from_numpy(data.targets))
+        progress.note(f"closed-form head: ridge {head.strength:.2g} by leave-one-out, cosine {head.cosine:.3f}")
+        _fill(student.linear if in_space else None, head)
+        _fill(student.anchor, head)
+    if dim and not in_space:
+        with torch.no_grad():
             student.linear.weight.copy_(ridge.principal(features, dim))
     return student
+
+
+@torch.no_grad()
+def _fill(layer: torch.nn.Linear | None, head: ridge.Head) -> None:
+    if layer is not None:
+        layer.weight.copy_(head.weight)
+        assert layer.bias is not None
+        layer.bias.copy_(head.bias)
+
+
+def _features(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+    """Pooled features of the cached images without augmentation, (N, width)."""
+    parts = [embed(student, _plain(pixels[at : at + 256], size), features=True) for at in range(0, len(pixels), 256)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
