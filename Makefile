@@ -6,7 +6,8 @@ STAMP := .venv/.installed
 
 demo: install  ## the whole chain on a made image set, in minutes
 	$(BIN)/python examples/generate.py --out examples
-	$(BIN)/distilltool distill examples/teacher.onnx examples/imgs/ --out runs/demo
+	$(BIN)/distilltool distill examples/teacher.onnx examples/imgs/ --out runs/demo \
+		--student timm:mobilenetv4_conv_small_050 --time-budget 6m
 	$(BIN)/distilltool eval runs/demo --data examples/unseen --teacher examples/teacher.onnx
 	$(BIN)/distilltool export runs/demo
 
