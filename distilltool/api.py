@@ -1,5 +1,6 @@
 """The four stages as typed functions that take paths; each does everything before it that is still to be done."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,9 +118,13 @@ def distill(
     if not restart:
         run.check(plan)
     backbone = students.build(chosen.student.spec, start)
+    plan["start"] = backbone.start
+    if not restart:
+        run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
         bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
     plan["set of answered images"] = images.digest_of(photo.sha256 for photo in answered.photos)
@@ -130,7 +135,7 @@ def distill(
 
 
 def evaluate(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     data: str | Path,
     *,
     teacher: str | Path | None = None,
@@ -151,22 +156,31 @@ def evaluate(
     from distilltool.stages import evaluate as stage
 
     watch = progress or Silent()
+    models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
     asked = _teacher_of(list(runs.values()), teacher, preprocess, output, pool, watch)
-    embedders = [_open_model(path, runs.get(str(path)), preprocess) for path in models]
+    embedders = [_open_model(path, runs.get(str(path)), preprocess, output, pool) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
     with Ledger.open(Path(store)) as ledger:
         stock = images.take_stock(dataset.paths)
         bought = _query(asked, stock, ledger, None, False, batch, "random", 0, watch)
+        _refuse_shared(asked, stock, ledger, watch, bought)
         vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
-    rows = [row for row, sha256 in enumerate(stock.of_path) if sha256 in vectors]
+    dataset, of_row = datasets.merged(dataset, stock.of_path)
+    if len(of_row) < len(stock.of_path) - len(stock.skipped):
+        watch.note(
+            f"{len(stock.of_path) - len(stock.skipped) - len(of_row)} files repeat another's bytes: counted once"
+        )
+    rows = [row for row, sha256 in enumerate(of_row) if sha256 in vectors]
     if not rows:
-        raise DistillError(f"no image of {data} could be read", f"the first: {bought.skipped[0].reason}")
+        raise DistillError(
+            f"no image of {data} could be read", "check the paths; eval --json lists why each was skipped"
+        )
     known = stage.Known(
         name=asked.name,
         space_id=asked.space_id,
         rows=tuple(rows),
-        vectors=unit(np.stack([vectors[sha256] for sha256 in stock.of_path if sha256 in vectors])),
+        vectors=unit(np.stack([vectors[of_row[row]] for row in rows])),
         skipped=tuple(Skipped(path=one.path, reason=one.reason) for one in bought.skipped),
         queries={"new": bought.queried, "cached": bought.cached},
     )
@@ -174,7 +188,8 @@ def evaluate(
     for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
         if run is not None:
             alone = replace(report, models=(report.models[0], model))
-            write_json(run.evaluations / f"{Path(data).stem}.json", to_json(alone))
+            place = hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]
+            write_json(run.evaluations / f"{Path(data).stem}-{place}.json", to_json(alone))
     return report
 
 
@@ -234,10 +249,9 @@ def _teacher_of(
         raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
     embedder = open_teacher(
         file,
-        output=output or facts[0]["output"],
-        preprocess=preprocess,
-        pool=pool or (facts[0]["pool"] if facts[0]["pool"] != "none" else None),
-        known=None if preprocess else Preprocess.from_dict(facts[0]["preprocess"]),
+        output=facts[0]["output"],
+        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
+        known=Preprocess.from_dict(facts[0]["preprocess"]),
     )
     for run, fact in zip(runs, facts, strict=True):
         if fact["sha256"] != embedder.file.sha256:
@@ -248,12 +262,15 @@ def _teacher_of(
     return embedder
 
 
-def _open_model(path: str | Path, run: RunDir | None, preprocess: Sequence[str]) -> Embedder:
+def _open_model(
+    path: str | Path, run: RunDir | None, preprocess: Sequence[str], output: str | None, pool: str | None
+) -> Embedder:
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
-    stamped = SPACE_KEY in read_file(Path(path)).metadata
-    return open_teacher(Path(path), preprocess=() if stamped else preprocess)
+    if SPACE_KEY in read_file(Path(path)).metadata:
+        return open_teacher(Path(path))
+    return open_teacher(Path(path), preprocess=preprocess, output=output, pool=pool)
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -295,11 +312,25 @@ def _query(
     )
 
 
+def _refuse_shared(
+    embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, progress: Progress, bought: QueryReport
+) -> None:
+    """Fail where another process is asking about some of these images; say so where the budget left some out."""
+    busy = ledger.elsewhere(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    if busy:
+        raise DistillError(
+            f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
+        )
+    if bought.pending:
+        progress.note(f"{bought.pending:,} images stay without an answer: the budget of {bought.budget:,} is spent")
+
+
 def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":
     from distilltool.stages.distill import Answered
 
     vectors = ledger.vectors(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
-    kept = tuple(photo for photo in stock.photos if photo.sha256 in vectors)
+    # by content, not by path: a renamed file changes nothing
+    kept = tuple(sorted((one for one in stock.photos if one.sha256 in vectors), key=lambda one: one.sha256))
     rows = np.stack([vectors[photo.sha256] for photo in kept]) if kept else np.zeros((0, 1), np.float32)
     return Answered(
         photos=kept,

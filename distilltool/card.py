@@ -1,5 +1,6 @@
 """The model card of a bundle."""
 
+from pathlib import Path
 from typing import Any
 
 from distilltool.report import ExportReport, to_json
@@ -66,7 +67,9 @@ def _space(card: StudentCard) -> str:
     return "its own: never compare its vectors with the teacher's; embed the gallery with it"
 
 
-def _interval(value: dict[str, float]) -> str:
+def _interval(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return "–"
     return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
@@ -81,7 +84,7 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
     ]
     found.append(f"overlap@10 {_interval(student['fidelity']['overlap@10'])}")
     return (
-        f"- `{evaluation['data']}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
+        f"- `{Path(evaluation['data']).name}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
         f"{evaluation['gallery']:,} gallery images): " + "; ".join(found)
     )
 

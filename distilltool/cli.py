@@ -291,6 +291,7 @@ def export(
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the recipes that ship, or print one."""
 
@@ -300,9 +301,9 @@ def recipes(
         if name is not None and not json:
             show.text(reader.find(name).read_text("utf-8"))
             return None
-        return [reader.load(one) for one in ([name] if name else reader.shipped())]
+        return {"recipes": [reader.load(one) for one in ([name] if name else reader.shipped())]}
 
-    _run(work, json, quiet=False)
+    _run(work, json, quiet)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -81,11 +81,13 @@ class Student:
         self.spec = json.loads(metadata["distilltool.preprocess"])
         self.space_id = metadata["distilltool.space_id"]
 
-    def embed(self, images: Sequence[str | Path]) -> NDArray[np.float32]:
+    def embed(self, images: Sequence[str | Path], batch: int = 32) -> NDArray[np.float32]:
         """Embed image files → (N, D) float32 of length 1."""
-        batch = np.stack([resize(open_rgb(image), self.spec) for image in images])
-        name = self.session.get_inputs()[0].name
-        return np.asarray(self.session.run(None, {name: batch})[0])
+        name, parts = self.session.get_inputs()[0].name, []
+        for at in range(0, len(images), batch):
+            rows = np.stack([resize(open_rgb(image), self.spec) for image in images[at : at + batch]])
+            parts.append(np.asarray(self.session.run(None, {name: rows})[0]))
+        return np.concatenate(parts)
 
 
 def main() -> None:

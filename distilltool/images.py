@@ -3,6 +3,7 @@
 import hashlib
 import os
 import struct
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,14 +130,29 @@ def decode(path: Path) -> Image.Image | str:
         return "is no image of a known format"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "is too large to be a photograph"
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        EOFError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        zlib.error,
+    ) as error:
         return f"cannot be decoded ({str(error).split(chr(10))[0] or type(error).__name__})"  # Pillow's own range
 
 
 def prepare(path: Path, preprocess: Preprocess) -> NDArray[np.uint8] | str:
     """Decode and resize one file → (H, W, 3) uint8, or the reason why not."""
     image = decode(path)
-    return image if isinstance(image, str) else preprocess.prepare(image)
+    if isinstance(image, str):
+        return image
+    try:
+        return preprocess.prepare(image)
+    except (MemoryError, ValueError) as error:  # a strip of 20,000 x 1 pixels, brought to a short side of 224
+        return f"cannot be resized ({str(error) or type(error).__name__})"
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int = 0, depth: int = 64) -> Iterator[Result]:

@@ -17,6 +17,7 @@ from distilltool.errors import DistillError
 
 APPLICATION_ID = 0x64697374  # "dist"
 VERSION = 1
+STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 CHUNK = 500  # rows named in one statement, below SQLite's limit on parameters
 SCHEMA = """
 CREATE TABLE teachers (
@@ -25,6 +26,7 @@ CREATE TABLE teachers (
     source TEXT NOT NULL, dim INTEGER,
     UNIQUE (sha256, output, pool, preprocess)
 );
+CREATE TABLE budgets (sha256 TEXT PRIMARY KEY, budget INTEGER NOT NULL);
 CREATE TABLE answers (
     teacher INTEGER NOT NULL REFERENCES teachers (id),
     image BLOB NOT NULL,
@@ -118,6 +120,29 @@ class Ledger:
         ).fetchone()
         return int(row[0])
 
+    def budget(self, sha256: str, wanted: int | None) -> int | None:
+        """The ceiling for this teacher's file from now on: the one given, else the one given last; None for none."""
+        if wanted is not None:
+            with _transaction(self._db):
+                self._db.execute(
+                    "INSERT INTO budgets VALUES (?, ?) ON CONFLICT DO UPDATE SET budget=excluded.budget",
+                    (sha256, wanted),
+                )
+            return wanted
+        row = self._db.execute("SELECT budget FROM budgets WHERE sha256=?", (sha256,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def elsewhere(self, teacher: int, images: Sequence[bytes]) -> int:
+        """How many of the images another process is asking about right now."""
+        rows: list[tuple[str, float]] = []
+        for some in _chunks(images):
+            marks = ",".join("?" * len(some))
+            rows += self._db.execute(
+                f"SELECT owner, time FROM answers WHERE teacher=? AND state='claimed' AND image IN ({marks})",
+                (teacher, *some),
+            ).fetchall()
+        return sum(self._is_alive(*row) for row in rows)
+
     def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
         """The state, "done" or "failed", of those of the images that need not be asked about again."""
         found: dict[bytes, str] = {}
@@ -145,9 +170,9 @@ class Ledger:
                 if left <= len(claimed):
                     break
                 row = self._db.execute(
-                    "SELECT state, owner FROM answers WHERE teacher=? AND image=? AND view=''", (teacher, image)
+                    "SELECT state, owner, time FROM answers WHERE teacher=? AND image=? AND view=''", (teacher, image)
                 ).fetchone()
-                if row is not None and (row[0] != "claimed" or self._is_alive(row[1])):
+                if row is not None and (row[0] != "claimed" or self._is_alive(row[1], row[2])):
                     continue
                 self._db.execute(
                     "INSERT INTO answers (teacher, image, state, asked, owner, time) VALUES (?, ?, 'claimed', 1, ?, ?) "
@@ -207,12 +232,14 @@ class Ledger:
         row = self._db.execute("SELECT dim FROM teachers WHERE id=?", (teacher,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 
-    def _is_alive(self, owner: str | None) -> bool:
+    def _is_alive(self, owner: str | None, claimed: float) -> bool:
         """Whether the claiming process may still answer: another one, on this machine or on one we cannot see."""
         if not owner or owner == self._owner:
             return False
         host, pid, started = owner.rsplit(":", 2)
-        return host != socket.gethostname() or _started(int(pid)) == started
+        if host != socket.gethostname():
+            return time.time() - claimed < STALE
+        return _started(int(pid)) == started
 
 
 def _started(pid: int) -> str:
@@ -232,13 +259,19 @@ def _started(pid: int) -> str:
 
 @contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
     try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:  # a full disk, a lock held too long, a folder gone read-only
+        raise DistillError(
+            f"the ledger cannot be written ({error})", "mend that and run the same command again; nothing is lost"
+        ) from None
 
 
 def _check(path: Path, db: sqlite3.Connection) -> None:

@@ -10,13 +10,16 @@ from distilltool.search import nearest
 
 RESAMPLES = 1000
 RECALLS = (1, 5, 10)
+NEIGHBOURS = 10
+BLOCK = 512  # queries whose whole ranking is held at once
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
 SPEARMAN_GALLERY = 5000
 CONVENTIONS = {
     "map": "mean over queries of rectangle AP: precision at the rank of each positive, over all positives",
     "map@r": "MAP@R of Musgrave et al. 2020: rectangle AP cut at R, over R, the number of positives",
     "recall@k": "share of queries with at least one positive among the first k",
-    "overlap@k": "share of the teacher's k nearest that are among the model's k nearest",
+    "overlap@10": "share of the teacher's 10 nearest that are among the model's 10 nearest; of fewer, half of the "
+    "others, where the gallery is smaller than 21",
     "spearman": f"rank correlation of all similarities of a query, at most {SPEARMAN_QUERIES} queries "
     f"× {SPEARMAN_GALLERY} gallery images, drawn once",
     "self": "a query in the gallery is never its own answer; queries without a positive leave the label metrics",
@@ -49,10 +52,20 @@ def labelled(
     query_ND, gallery_ND: vectors of length 1 of all images, of which `task` picks its rows; they differ where a
     student's queries are put to the teacher's gallery.
     """
+    blocks = [
+        _labelled_block(task, query_ND, gallery_ND, slice(at, at + BLOCK)) for at in range(0, len(task.query), BLOCK)
+    ]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _labelled_block(
+    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32], block: slice
+) -> dict[str, NDArray[np.float64]]:
+    """The metrics of a block of queries, whose whole ranking is in memory."""
     assert task.labels is not None
-    found = nearest(query_ND[task.query], gallery_ND[task.gallery], len(task.gallery), task.itself).ids
-    gallery_labels = task.labels[task.gallery]
-    hits = (gallery_labels[np.maximum(found, 0)] == task.labels[task.query][:, None]) & (found >= 0)
+    queries, gallery_labels = task.query[block], task.labels[task.gallery]
+    found = nearest(query_ND[queries], gallery_ND[task.gallery], len(task.gallery), task.itself[block]).ids
+    hits = (gallery_labels[np.maximum(found, 0)] == task.labels[queries][:, None]) & (found >= 0)
     positives = hits.sum(axis=1)
     return {
         "map": _average_precision(hits, positives, cut=False),
@@ -68,6 +81,11 @@ def _average_precision(hits_QG: NDArray[np.bool_], positives_Q: NDArray[np.int64
     counted = hits_QG & (ranks <= positives_Q[:, None]) if cut else hits_QG
     total = (precision * counted).sum(axis=1)
     return np.where(positives_Q > 0, total / np.maximum(positives_Q, 1), np.nan)
+
+
+def reach(gallery: int) -> int:
+    """How many neighbours to compare: 10, or half of the others where the gallery has fewer than 21 images."""
+    return min(NEIGHBOURS, max(1, (gallery - 1) // 2))
 
 
 def overlap(

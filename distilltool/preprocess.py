@@ -265,6 +265,16 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def from_sidecar(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Recognise a sidecar's dialect and translate it into partial fields; None where it says nothing of images."""
+    try:
+        return _translate(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DistillError(
+            f"the preprocessing in the sidecar file cannot be read ({type(error).__name__}: {error})",
+            "mend the file, or say it with --preprocess",
+        ) from None
+
+
+def _translate(values: Mapping[str, Any]) -> dict[str, Any] | None:
     if "pretrained_cfg" in values or {"mean", "std", "input_size"} <= set(values):
         return _from_timm(values.get("pretrained_cfg", values))
     if "preprocess_cfg" in values:
@@ -298,6 +308,8 @@ def _from_hugging_face(values: Mapping[str, Any]) -> dict[str, Any]:
         crop = (crop, crop)
     if not values.get("do_center_crop", False):
         crop = None
+    if isinstance(values.get("size"), int) and crop is None:  # what "size": 224 meant before there was shortest_edge
+        return found | {"size": (size, size), "resize": "stretch"}
     if isinstance(size, int):
         return found | {"size": crop or (size, size), "resize": "shortest", "resize_to": size}
     if size and crop and size != crop:  # stretched, then cut: no dialect of ours, so the nearest that keeps the view
@@ -366,6 +378,8 @@ def merge(sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
             merged["source"] = source["said_by"]
     if "scale" not in merged or "size" not in merged:
         return None
+    if merged.get("dtype") == "uint8":  # pixels go in as they are, whatever a preset says of other inputs
+        merged |= {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     ratio = merged.pop("crop_ratio", 1.0)
     if merged.get("resize") == "shortest" and not merged.get("resize_to"):
         merged["resize_to"] = int(max(merged["size"]) / ratio)

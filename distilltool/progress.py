@@ -1,5 +1,6 @@
 """How long work tells whoever watches how far it is; the stages call this and never print."""
 
+import logging
 from typing import Protocol
 
 
@@ -14,7 +15,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Says nothing: for the library and for tests."""
+    """Shows nothing, for the library; notes and warnings go to the logger `distilltool`."""
 
     def begin(self, what: str, total: int, unit: str) -> None:
         pass
@@ -26,7 +27,7 @@ class Silent:
         pass
 
     def note(self, message: str) -> None:
-        pass
+        logging.getLogger("distilltool").info(message)
 
     def warn(self, message: str) -> None:
-        pass
+        logging.getLogger("distilltool").warning(message)

@@ -88,7 +88,8 @@ class Fidelity:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
-    before its first step. k: neighbours compared, 10 unless fewer images were held out."""
+    before its first step. start_share: how much of the start's weights the kept ones hold.
+    k: neighbours compared, 10 unless fewer images were held out."""
 
     run: str
     recipe: str
@@ -97,6 +98,7 @@ class DistillReport:
     images: dict[str, int]
     steps: int
     best_step: int
+    start_share: float
     seconds: float
     k: int
     fidelity: Fidelity

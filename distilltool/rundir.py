@@ -47,6 +47,18 @@ class RunDir:
         return self.root / "best.safetensors"
 
     @property
+    def start(self) -> Path:
+        return self.root / "start.safetensors"
+
+    @property
+    def undistilled(self) -> Path:
+        return self.root / "undistilled.json"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split.json"
+
+    @property
     def weights(self) -> Path:
         return self.root / "student.safetensors"
 
@@ -99,10 +111,18 @@ class RunDir:
 
     def _clear(self) -> None:
         self.manifest.unlink(missing_ok=True)
-        for path in (self.plan, self.environment, self.log, self.checkpoint, self.best, self.weights, self.card):
+        self.tidy()
+        for path in (self.environment, self.log, self.split, self.weights, self.card):
             path.unlink(missing_ok=True)
-        for folder in (self.pixels.parent, self.evaluations, self.bundle):
+        for folder in (self.evaluations, self.bundle):
             shutil.rmtree(folder, ignore_errors=True)
+        self.plan.unlink()  # last: until then the folder is known to be a run
+
+    def tidy(self) -> None:
+        """Remove what only training needs."""
+        for path in (self.checkpoint, self.best, self.start, self.undistilled):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.pixels.parent, ignore_errors=True)
 
 
 def open_run(root: Path) -> RunDir:

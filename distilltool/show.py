@@ -135,7 +135,7 @@ class Show:
                 report.DistillReport: self._distill,
                 report.EvalReport: self._eval,
                 report.ExportReport: self._export,
-                list: self._recipes,
+                dict: self._recipes,
             }
             tables[type(result)](result)
 
@@ -267,22 +267,22 @@ class Show:
                 kept = student["retention"][key]
                 table.add_row(
                     f"{label} {escape(data)}",
-                    f"{teacher['metrics'][key]['value']:.3f}",
-                    f"{student['metrics'][key]['value']:.3f}",
+                    _figure(teacher["metrics"][key]["value"]),
+                    _figure(student["metrics"][key]["value"]),
                     _percent_of(kept) + " kept",
                 )
         table.add_row(
             f"top-10 {escape(data)}",
             "",
-            f"{student['fidelity']['overlap@10']['value']:.3f}",
+            _figure(student["fidelity"]["overlap@10"]["value"]),
             "of the teacher's neighbours",
         )
 
-    def _recipes(self, found: list[Any]) -> None:
+    def _recipes(self, found: dict[str, Any]) -> None:
         table = _facts()
-        for one in found:
+        for one in found["recipes"]:
             table.add_row(one.name, escape(one.description))
-        Console(highlight=False).print(table)
+        self._console.print(table)
 
     def _skipped(self, skipped: Sequence[Any]) -> None:
         for one in skipped[:SKIPPED_SHOWN]:
@@ -327,7 +327,13 @@ def _percent(value: Any) -> str:
     return f"{100 * value.value:.1f} % ±{50 * (value.high - value.low):.1f}"
 
 
-def _percent_of(value: dict[str, float]) -> str:
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _percent_of(value: dict[str, Any]) -> str:
+    if value["value"] is None:
+        return "–"
     return f"{100 * value['value']:.1f} % ±{50 * (value['high'] - value['low']):.1f}"
 
 

@@ -86,6 +86,11 @@ class OnnxEmbedder(Embedder):
         return self._dim
 
     @property
+    def batch(self) -> int | None:
+        """The one batch size the graph takes, None where it is free."""
+        return self._batch
+
+    @property
     def preprocess(self) -> Preprocess:
         """How images are prepared and fed."""
         return self._preprocess
@@ -210,10 +215,17 @@ def open_teacher(
     file = read_file(path)
     session = open_session(path, threads or workers())
     image = _image_input(path, session)
+    settled = known or _resolve_preprocess(file, image, preprocess)
     chosen, why = _choose_output(session, output)
     sides = next(one.shape for one in session.get_outputs() if one.name == chosen)
-    pooling = pool if pool is not None and len(sides) > 2 and sides[2:] != [1, 1] else "none"
-    return OnnxEmbedder(file, session, chosen, pooling, why, known or _resolve_preprocess(file, image, preprocess))
+    several = len(sides) > 2 and sum(side != 1 for side in sides[1:]) > 1
+    if several and pool is None:
+        raise DistillError(
+            f"the output {chosen} is {sides}, not one vector per image",
+            f"choose a pooling with --pool {'|'.join(POOLS)}, or another --output",
+        )
+    pooling = pool if pool is not None and several else "none"
+    return OnnxEmbedder(file, session, chosen, pooling, why, settled)
 
 
 def read_file(path: Path) -> OnnxFile:
@@ -222,8 +234,11 @@ def read_file(path: Path) -> OnnxFile:
         raise DistillError(f"there is no file {path}", "check the path of the ONNX model")
     if path.is_dir():
         raise DistillError(f"{path} is a folder", "give the .onnx file itself")
-    with path.open("rb") as stream:
-        head = stream.read(64)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
     if head.startswith(b"version https://git-lfs"):
         raise DistillError(f"{path} is a Git LFS pointer, not the model itself", "fetch the model with: git lfs pull")
     try:

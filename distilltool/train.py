@@ -25,11 +25,12 @@ from distilltool.metrics import Task
 from distilltool.progress import Progress
 from distilltool.recipe import Mix, Recipe
 from distilltool.report import Fidelity
-from distilltool.rundir import RunDir, write_bytes
+from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, embed
 
-TIMED = range(4, 12)  # steps whose time decides how many fit into a time budget
-K = 10
+TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
+SETTLE = 3
+SHARES = (0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,21 +49,25 @@ class Data:
 
 @dataclass(kw_only=True, slots=True)
 class State:
-    """Where training stands; kept in every checkpoint."""
+    """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now."""
 
     step: int = 0
     total: int = 0
+    fitted: bool = False
     best_step: int = 0
     best_score: float = -1.0
     stale: int = 0
     seconds: float = 0.0
+    evaluation_seconds: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How training ended. fidelity: of the weights kept in `run.best`; stopped: why it ended where it did."""
+    """How training ended. start_share: of the start's weights in those kept; fidelity: of the weights kept, which
+    are in the student now; stopped: why it ended where it did."""
 
     state: State
+    start_share: float
     fidelity: Fidelity
     undistilled: Fidelity
     k: int
@@ -77,15 +82,17 @@ def train(
     *,
     finetune: bool,
     seconds: float | None,
+    spent: float,
     progress: Progress,
 ) -> Outcome:
     """Train, keeping in `run.best` the weights that ranked held-out images best, the undistilled ones included.
 
     finetune: the student's weights are pretrained, so the smaller learning rate is used. seconds: wall time for all
-    of it, including what an interrupted attempt took; None follows `schedule.epochs`.
+    of it, including what an interrupted attempt took; None follows `schedule.epochs`. spent: seconds of it that
+    were gone before this call.
     Goes on from `run.checkpoint` where there is one. Raises Interrupted after Ctrl-C.
     """
-    return _Trainer(student, data, recipe, run, finetune, seconds, progress).run()
+    return _Trainer(student, data, recipe, run, finetune, seconds, spent, progress).run()
 
 
 class _Trainer:
@@ -97,50 +104,60 @@ class _Trainer:
         run: RunDir,
         finetune: bool,
         seconds: float | None,
+        spent: float,
         progress: Progress,
     ) -> None:
         self.student, self.data, self.recipe, self.rundir = student, data, recipe, run
         self.seconds, self.progress = seconds, progress
+        self.clock = time.perf_counter() - spent
         self.loss = _sum_of_losses(recipe)
         self.average = AveragedModel(student, multi_avg_fn=_ramped(recipe.optimiser.ema), use_buffers=True)
+        self.finetune = finetune
+        self.lr_name = "lr_finetune" if finetune else "lr"
         self.lr = recipe.optimiser.lr_finetune if finetune else recipe.optimiser.lr
         self.optimiser = _adamw(student, self.lr, recipe.optimiser.weight_decay)
         self.device = next(student.parameters()).device
         self.targets = torch.from_numpy(data.targets).to(self.device)
         self.batch = min(recipe.schedule.batch, len(data.pixels))
         planned = recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch)
-        self.state = State(total=planned)
-        self.k = min(K, len(data.held_pixels) - 2)
+        self.state = State(total=planned if seconds is None else 1 << 30)
+        self.k = metrics.reach(len(data.held_pixels))
 
     def run(self) -> Outcome:
         if self.rundir.checkpoint.exists():
             self.state = load_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser)
-            self._note_resumed()
+            self.clock -= self.state.seconds
+            self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self._evaluate(self.student)
-        self.clock = time.perf_counter() - self.state.seconds
+            save_weights(self.rundir.start, self.student)
         self.student.train()
-        self.progress.begin("training", self.state.total, "steps")
-        self.progress.advance(self.state.step)
+        self._begin()
         with stop_gently() as wish:
             stopped = self._steps(wish)
         self.progress.end()
         return self._outcome(stopped)
 
+    def _planned(self) -> int:
+        """Steps in all, or the few that are timed first."""
+        return self.state.total if self.seconds is None or self.state.fitted else SETTLE + TIMED
+
+    def _begin(self) -> None:
+        self.progress.begin("training", self._planned(), "steps")
+        self.progress.advance(self.state.step)
+
     def _steps(self, wish: StopWish) -> str:
         batches = self._batches()
         timed: list[float] = []
-        every = max(1, self.state.total // self.recipe.schedule.evaluations)
         while self.state.step < self.state.total:
             began = time.perf_counter()
             self._step(next(batches))
-            if self.seconds is not None and self.state.step in TIMED:
-                timed.append(time.perf_counter() - began)
-            if self.seconds is not None and self.state.step == TIMED.stop:
-                self.state.total = self._steps_that_fit(float(np.median(timed)))
-                every = max(1, self.state.total // self.recipe.schedule.evaluations)
-                self.progress.begin("training", self.state.total, "steps")
-                self.progress.advance(self.state.step)
+            timed.append(time.perf_counter() - began)
+            if self.seconds is not None and not self.state.fitted and len(timed) == SETTLE + TIMED:
+                self.state.total = self._steps_that_fit(float(np.median(timed[SETTLE:])))
+                self.state.fitted = True
+                self._begin()
+            every = max(1, self.state.total // self.recipe.schedule.evaluations)
             self.state.seconds = time.perf_counter() - self.clock
             out_of_time = self.seconds is not None and self.state.seconds > self.seconds
             last = self.state.step == self.state.total or out_of_time
@@ -151,8 +168,7 @@ class _Trainer:
                 self._save_checkpoint()
             if wish.wanted:
                 raise Interrupted(
-                    f"step {self.state.step} of {self.state.total} is kept in {self.rundir.root}; "
-                    "the same command goes on from there"
+                    f"step {self.state.step} is kept in {self.rundir.root}; the same command goes on from there"
                 )
             if out_of_time:
                 return "the time budget is spent"
@@ -166,19 +182,24 @@ class _Trainer:
             group["lr"] = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
         loss = self._loss(batch, (self.recipe.seed, 3, step))
         if not torch.isfinite(loss):
-            names = ", ".join(self.data.names[row] for row in batch.rows[:3])
-            raise DistillError(
-                f"the loss is {loss.item()} at step {step} (images {names}, ...)",
-                "lower the learning rate: --set optimiser.lr=3e-4",
-            )
+            raise self._diverged(f"the loss is {loss.item()}", batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
+        if not torch.isfinite(norm):
+            raise self._diverged("the gradient is not finite", batch)
         self.optimiser.step()
         self.average.update_parameters(self.student)
         self.state.step += 1
         self.progress.advance(1, f"loss {loss.item():.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
         self._log({"step": self.state.step, "loss": round(loss.item(), 6)})
+
+    def _diverged(self, what: str, batch: Batch) -> DistillError:
+        names = ", ".join(self.data.names[row] for row in batch.rows[:3])
+        return DistillError(
+            f"{what} at step {self.state.step} (images {names}, ...)",
+            f"lower the learning rate: --restart --set optimiser.{self.lr_name}={self.lr / 10:.0e}",
+        )
 
     def _loss(self, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
         """The recipe's losses over the joint batch, and the anchor on the images alone."""
@@ -206,14 +227,14 @@ class _Trainer:
         """Steps for the time that is left, evaluations included."""
         assert self.seconds is not None
         left = self.seconds - (time.perf_counter() - self.clock)
-        left -= self.recipe.schedule.evaluations * self.evaluation_seconds
+        left -= (self.recipe.schedule.evaluations + 1) * self.state.evaluation_seconds
         return self.state.step + max(1, int(0.98 * left / step_seconds))
 
     def _evaluate(self, student: Student) -> None:
         began = time.perf_counter()
         vectors = embed(student, self.data.held_pixels)
         scores = fidelity_scores(self.data.held_targets, vectors, self.k)
-        self.evaluation_seconds = time.perf_counter() - began
+        self.state.evaluation_seconds = time.perf_counter() - began
         overlap, spearman = (float(one.mean()) for one in scores)
         self._log({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
         if overlap > self.state.best_score:
@@ -222,21 +243,40 @@ class _Trainer:
         else:
             self.state.stale += 1
         if self.state.step == 0:
-            np.savez(_fresh(self.rundir.root / "undistilled.npz"), overlap=scores[0], spearman=scores[1])
+            write_json(self.rundir.undistilled, {"overlap": scores[0].tolist(), "spearman": scores[1].tolist()})
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
-        load_weights(self.rundir.best, self.student)
+        share = self._blend()
         scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
-        with np.load(self.rundir.root / "undistilled.npz", allow_pickle=False) as first:
-            undistilled = _fidelity((first["overlap"], first["spearman"]))
+        first = read_json(self.rundir.undistilled)
+        undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
-            state=replace(self.state), fidelity=_fidelity(scores), undistilled=undistilled, k=self.k, stopped=stopped
+            start_share=share,
+            state=replace(self.state),
+            fidelity=_fidelity(scores),
+            undistilled=undistilled,
+            k=self.k,
+            stopped=stopped,
         )
 
-    def _note_resumed(self) -> None:
-        self.progress.note(f"going on from step {self.state.step} of {self.state.total}")
-        self.evaluation_seconds = 1.0
+    def _blend(self) -> float:
+        """Load the weights that rank held-out images best among the best ones and their mixes with the start's.
+
+        Returns the start's share. Averaging fine-tuned weights with those they came from keeps what the start knew of
+        unlike images (WiSE-FT, Wortsman et al., CVPR 2022); a start from nothing has nothing to keep.
+        """
+        best, start = read_weights(self.rundir.best), read_weights(self.rundir.start)
+        chosen, chosen_share = best, 0.0
+        for share in SHARES if self.finetune and self.state.best_step else ():
+            mixed = {name: _lerp(best[name], start[name], share) for name in best}
+            self.student.load_state_dict(mixed)
+            scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
+            self._log({"start_share": share, "overlap": round(float(scores[0].mean()), 5)})
+            if scores[0].mean() > self.state.best_score:
+                self.state.best_score, chosen, chosen_share = float(scores[0].mean()), mixed, share
+        self.student.load_state_dict(chosen)
+        return chosen_share
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.state)
@@ -244,11 +284,6 @@ class _Trainer:
     def _log(self, entry: dict[str, Any]) -> None:
         with self.rundir.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def _fresh(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def mix(student_BD: Tensor, teacher_BE: Tensor, how: Mix, seed: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -290,7 +325,13 @@ def _sum_of_losses(recipe: Recipe) -> Loss:
 def check_losses(recipe: Recipe, same_space: bool) -> None:
     """Fail on a recipe whose losses do not exist or need the teacher's space, before anything is spent."""
     _sum_of_losses(recipe)
-    if not same_space and any(term.name == "regression" for term in recipe.loss):
+    regresses = any(term.name == "regression" for term in recipe.loss)
+    if same_space and not regresses:
+        raise DistillError(
+            'space = "teacher" promises vectors that can be compared with the teacher\'s, but no loss draws them there',
+            "use --recipe regression, or add that loss to the recipe",
+        )
+    if not same_space and regresses:
         raise DistillError(
             "the loss regression compares student and teacher vectors one to one",
             'it needs space = "teacher" in the recipe (--set space=teacher)',
@@ -351,8 +392,18 @@ def save_weights(path: Path, student: Student) -> None:
 
 def load_weights(path: Path, student: Student) -> None:
     """Read a student's weights as `save_weights` wrote them."""
+    student.load_state_dict(read_weights(path))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name."""
     with safe_open(path, framework="pt") as file:
-        student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _lerp(tensor: Tensor, other: Tensor, share: float) -> Tensor:
+    """tensor + share · (other − tensor); counters stay as they are."""
+    return torch.lerp(tensor, other, share) if tensor.is_floating_point() else tensor
 
 
 def save_checkpoint(

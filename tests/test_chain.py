@@ -349,7 +349,7 @@ def test_time_budget_is_kept(work: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["--dim", "16"], ["--set", "space=teacher", "--set", "loss.kl.tau=0.2"]])
+@pytest.mark.parametrize("words", [["--dim", "16"], ["--recipe", "regression", "--set", "mix.ratio=2.0"]])
 def test_dimensions_and_spaces(words: list[str], work: Path) -> None:
     out = work / ("dim" if "--dim" in words else "space")
     code, text, err = run(

@@ -36,7 +36,7 @@ FLAGS = {
     },
     "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
-    "recipes": {"--json"},
+    "recipes": COMMON,
 }
 TEACHER = {"sha256", "dim", "output", "preprocess"}
 INTERVAL = {"value", "low", "high"}
@@ -63,6 +63,7 @@ DISTILL = {
     "images",
     "steps",
     "best_step",
+    "start_share",
     "seconds",
     "k",
     "fidelity",
@@ -174,4 +175,4 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found["variants"][0]["parity"]) == {"cosine_min", "cosine_mean"}
     assert set(found["variants"][0]["latency"][0]) == LATENCY
     assert set(found["teacher"]["latency"][0]) == LATENCY
-    assert isinstance(json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout), list)
+    assert set(json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)) == {"recipes"}

@@ -323,7 +323,7 @@ def hugging_face(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "size", "resize", "short"),
     [
-        ({"size": 224}, (224, 224), "shortest", 224),
+        ({"size": 224}, (224, 224), "stretch", None),
         ({"size": {"shortest_edge": 256}}, (256, 256), "shortest", 256),
         ({"size": {"height": 200, "width": 100}}, (200, 100), "stretch", None),
         (
@@ -422,11 +422,11 @@ def test_other_json_beside_a_model_says_nothing() -> None:
 )
 def test_order_of_belief(tmp_path: Path, believed: int, std: float, source: str) -> None:
     """Flag, metadata, sidecar, graph: each is heard only where those before it are silent."""
-    own = Preprocess(size=(32, 32), scale=1 / 255, std=(0.3,) * 3, layout="NHWC", dtype="uint8").to_dict()
+    own = Preprocess(size=(32, 32), scale=1 / 255, std=(0.3,) * 3, layout="NHWC").to_dict()
     path = onnx_teacher(
         tmp_path / "model.onnx",
         layout="NHWC",
-        dtype="uint8",
+        dtype="float32" if believed > 1 else "uint8",
         metadata={METADATA_KEY: json.dumps(own)} if believed >= 3 else {},
     )
     if believed >= 2:
@@ -488,3 +488,11 @@ def test_another_size_keeps_the_margin_around_the_crop() -> None:
 def test_means_alone_do_not_say_how_pixels_are_scaled() -> None:
     """Nobody said whether pixels go in as 0 to 1 or 0 to 255."""
     assert merge([parse_flags(["mean=0.5", "std=0.5"]), GRAPH]) is None
+
+
+def test_bytes_go_in_as_they_are_whatever_a_preset_says(tmp_path: Path) -> None:
+    """A preset's means are for networks that are fed numbers; with them the same answers would be bought twice."""
+    path = onnx_teacher(tmp_path / "model.onnx", dtype="uint8")
+    said, silent = open_teacher(path, preprocess=["caffe", "channels=RGB"]), open_teacher(path)
+    assert (said.preprocess.scale, said.preprocess.mean) == (1.0, (0.0, 0.0, 0.0))
+    assert said.key.preprocess == silent.key.preprocess

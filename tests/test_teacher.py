@@ -121,9 +121,9 @@ def test_pooling_tokens(tmp_path: Path, pool: str) -> None:
 @pytest.mark.parametrize("output", ["map", "tokens"])
 def test_unpooled_output_is_an_error_that_names_the_flag(tmp_path: Path, output: Output) -> None:
     """Nothing is pooled behind the user's back."""
-    teacher = open_teacher(onnx_teacher(tmp_path / "t.onnx", output=output), preprocess=PRE)
+    path = onnx_teacher(tmp_path / "t.onnx", output=output)
     with pytest.raises(DistillError, match="--pool"):
-        teacher.embed(pixels(2))
+        open_teacher(path, preprocess=PRE)
 
 
 @pytest.mark.parametrize(

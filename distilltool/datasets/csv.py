@@ -19,6 +19,9 @@ def csv(root: Path) -> Dataset:
     columns = set(rows[0]) if rows else set()
     if not rows or "path" not in columns:
         raise DistillError(f"{root} has no rows with a column named path", "its first line must name path,label[,role]")
+    short = next((at for at, row in enumerate(rows) if not row["path"]), None)
+    if short is not None:
+        raise DistillError(f"{root} line {short + 2} names no path", "complete or remove the line")
     wrong = next((at for at, row in enumerate(rows) if (row.get("role") or "").strip().lower() not in ROLES), None)
     if wrong is not None:
         raise DistillError(f"{root} line {wrong + 2} has role {rows[wrong]['role']!r}", "use query, gallery or both")

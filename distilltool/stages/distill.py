@@ -92,15 +92,20 @@ def distill(
     write_json(run.environment, environment())
     _say_start(backbone.start, recipe.student.spec, fetch, progress)
     size = working_size(teacher.preprocess.size, recipe.student.input)
-    held = hold_out(answered.vectors, recipe.validation, recipe.seed)
+    held = _split(run, answered, recipe)
     data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
     student = _make_student(backbone, recipe, data, run, progress)
-    left = None if seconds is None else max(1.0, seconds - (time.perf_counter() - began))
-    setup = time.perf_counter() - began
     outcome = train.train(
-        student, data, recipe, run, finetune=backbone.start != "scratch", seconds=left, progress=progress
+        student,
+        data,
+        recipe,
+        run,
+        finetune=backbone.start != "scratch",
+        seconds=seconds,
+        spent=time.perf_counter() - began,
+        progress=progress,
     )
-    report = _report(student, backbone.start, answered, data, recipe, run, outcome, setup)
+    report = _report(student, backbone.start, answered, data, recipe, run, outcome)
     _finish(student, teacher, recipe, run, report, answered, held)
     return report
 
@@ -119,6 +124,16 @@ def working_size(teacher: tuple[int, int], longer: int) -> tuple[int, int]:
     """Height and width of the student's images: the teacher's proportions with this longer side, in pixels."""
     scale = longer / max(teacher)
     return max(16, round(teacher[0] * scale)), max(16, round(teacher[1] * scale))
+
+
+def _split(run: RunDir, answered: Answered, recipe: Recipe) -> NDArray[np.bool_]:
+    """Which images this run holds out, (N,); decided once, so that a continued run holds out the same."""
+    if run.split.exists():
+        kept = set(read_json(run.split))
+        return np.array([photo.sha256.hex() in kept for photo in answered.photos])
+    held = hold_out(answered.vectors, recipe.validation, recipe.seed)
+    write_json(run.split, [photo.sha256.hex() for photo, out in zip(answered.photos, held, strict=True) if out])
+    return held
 
 
 def hold_out(vectors_NE: NDArray[np.float32], share: float, seed: int) -> NDArray[np.bool_]:
@@ -274,7 +289,6 @@ def _report(
     recipe: Recipe,
     run: RunDir,
     outcome: Outcome,
-    setup: float,
 ) -> DistillReport:
     return DistillReport(
         run=str(run.root),
@@ -291,7 +305,8 @@ def _report(
         images={"train": len(data.pixels), "validation": len(data.held_pixels), "skipped": answered.skipped},
         steps=outcome.state.step,
         best_step=outcome.state.best_step,
-        seconds=outcome.state.seconds + setup,
+        start_share=outcome.start_share,
+        seconds=outcome.state.seconds,
         k=outcome.k,
         fidelity=outcome.fidelity,
         undistilled=outcome.undistilled,
@@ -343,13 +358,13 @@ def _finish(
         preprocess=teacher.preprocess.at(size),
     )
     write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
-    paths = [str(photo.path) for photo, out in zip(answered.photos, held, strict=True) if out]
+    paths = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if out]
     write_json(
         run.manifest,
         {
             "report": to_json(report),
             "teacher": {
-                "path": str(teacher.file.path),
+                "path": str(teacher.file.path.resolve()),
                 "sha256": teacher.file.sha256,
                 "output": teacher.output,
                 "pool": teacher.pool,
@@ -361,9 +376,7 @@ def _finish(
             "weights_sha256": images.digest(run.weights),
         },
     )
-    for path in (run.checkpoint, run.best, run.root / "undistilled.npz", run.pixels):
-        path.unlink(missing_ok=True)
-    run.pixels.parent.rmdir()
+    run.tidy()
 
 
 def finished(run: RunDir) -> DistillReport:

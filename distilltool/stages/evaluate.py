@@ -18,7 +18,6 @@ from distilltool.progress import Progress
 from distilltool.report import EvalReport, Interval, ModelReport, SkippedReport
 
 BATCH = 32
-K = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +68,8 @@ def evaluate(models: Sequence[Embedder], dataset: Dataset, known: Known, data: s
 def _task(dataset: Dataset, rows: Sequence[int], data: str) -> Task:
     labels = None
     if dataset.labels is not None:
-        _, labels = np.unique([dataset.labels[row] for row in rows], return_inverse=True)
+        names = [dataset.labels[row] or f"\0{row}" for row in rows]  # an empty label is like no other
+        _, labels = np.unique(names, return_inverse=True)
     query = np.flatnonzero([dataset.query[row] for row in rows]).astype(np.int64)
     gallery = np.flatnonzero([dataset.gallery[row] for row in rows]).astype(np.int64)
     if not len(query) or len(gallery) < 2:
@@ -84,16 +84,16 @@ def _measure(
     model: Embedder, vectors: NDArray[np.float32], known: Known, task: Task, theirs: dict[str, NDArray[np.float64]]
 ) -> ModelReport:
     ours = _labelled(task, vectors, vectors)
-    k = min(K, len(task.gallery) - 1)
+    k = metrics.reach(len(task.gallery))
     fidelity = {
-        f"overlap@{K}": metrics.interval(metrics.overlap(task, known.vectors, vectors, k)),
+        "overlap@10": metrics.interval(metrics.overlap(task, known.vectors, vectors, k)),
         "spearman": metrics.interval(metrics.spearman(task, known.vectors, vectors)),
     }
     across = None
     if model.space_id == known.space_id:
         across = _intervals(_labelled(task, vectors, known.vectors))
         overlap = metrics.overlap(task, known.vectors, vectors, k, model_gallery_ND=known.vectors)
-        across[f"overlap@{K}"] = metrics.interval(overlap)
+        across["overlap@10"] = metrics.interval(overlap)
     return ModelReport(
         name=model.name,
         dim=vectors.shape[1],

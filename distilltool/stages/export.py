@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
 MIN_COSINE = 0.999
 PARITY_IMAGES = 256
-K = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +84,17 @@ def export(
         )
     progress.begin("exporting", 4, "steps")
     fresh = bundle / ".student.onnx"
-    write_bytes(fresh, lambda path: _write_onnx(student, manifest, opset, path))
-    progress.advance(1, "checking parity")
-    exported = open_teacher(fresh)
-    _prove_batches(student, exported, paths)
-    judged = _judge(student, exported, paths)
-    progress.advance(1, "timing")
-    timed = _time(exported, teacher, paths[0], seconds, threads)
-    progress.advance(1, "writing")
-    variant = _ship(fresh, bundle / "student.onnx", judged, timed[0], opset)
+    try:
+        write_bytes(fresh, lambda path: _write_onnx(student, manifest, opset, path))
+        progress.advance(1, "checking parity")
+        exported = open_teacher(fresh)
+        judged = _judge(student, exported, paths)
+        progress.advance(1, "timing")
+        timed = _time(exported, teacher, paths[0], seconds, threads)
+        progress.advance(1, "writing")
+        variant = _ship(fresh, bundle / "student.onnx", judged, timed[0], opset)
+    finally:
+        fresh.unlink(missing_ok=True)
     report = ExportReport(
         bundle=str(bundle),
         variants=(variant,),
@@ -102,7 +103,7 @@ def export(
         evaluations=_evaluations(run),
         seconds=time.perf_counter() - began,
     )
-    write_json(bundle / "report.json", to_json(report))
+    write_json(bundle / "report.json", to_json(_without_paths(report)))
     if variant.status == "accepted":
         shutil.copyfile(deploy.__file__, bundle / "deploy.py")
         write_text(bundle / "card.md", render_card(report, manifest, student.card))
@@ -111,13 +112,19 @@ def export(
     return report
 
 
+def _without_paths(report: ExportReport) -> ExportReport:
+    """The report as it travels: nothing of the folders it was made in."""
+    evaluations = tuple({**one, "data": Path(one["data"]).name, "skipped": []} for one in report.evaluations)
+    return replace(report, bundle=Path(report.bundle).name, evaluations=evaluations)
+
+
 def _ship(fresh: Path, final: Path, judged: Judged, timed: tuple[LatencyReport, ...], opset: int) -> VariantReport:
     accepted = judged.reason == ""
     size, sha256 = fresh.stat().st_size, images.digest(fresh)
+    for old in (final, final.with_name("card.md"), final.with_name("deploy.py")):
+        old.unlink(missing_ok=True)  # of an earlier export: nothing stays that this one does not vouch for
     if accepted:
         fresh.replace(final)
-    else:
-        fresh.unlink()
     return VariantReport(
         precision="fp32",
         file=final.name,
@@ -203,16 +210,14 @@ def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _prove_batches(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]) -> None:
-    """The same vectors from torch and onnxruntime at every batch size that is promised."""
+def _unproved(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]) -> str:
+    """Why torch and onnxruntime do not give the same vectors at every batch size that is promised; empty if they do."""
     for batch in BATCHES:
         rows = _load([paths[at % len(paths)] for at in range(batch)], student)
         worst = float(np.abs(exported.embed(rows) - student.embed(rows)).max())
         if worst > TOLERANCE:
-            raise DistillError(
-                f"at batch {batch} the exported student differs from the trained one by {worst:.2g}",
-                "this is a fault of the exporter; please report it with the student's spec",
-            )
+            return f"at batch {batch} it differs from the trained student by {worst:.2g}, more than {TOLERANCE}"
+    return ""
 
 
 def _load(paths: Sequence[Path], student: TorchEmbedder) -> NDArray[np.uint8]:
@@ -231,34 +236,35 @@ def _judge(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]
     cosine = (unit(ours) * unit(theirs)).sum(axis=1)
     every = np.arange(len(rows), dtype=np.int64)
     task = Task(query=every, gallery=every, labels=None)
-    overlap = metrics.interval(metrics.overlap(task, ours, theirs, max(1, min(K, len(rows) - 1))))
+    overlap = metrics.interval(metrics.overlap(task, ours, theirs, metrics.reach(len(rows))))
     low = f"cosine to the trained student {cosine.min():.4f} < {MIN_COSINE}" if cosine.min() < MIN_COSINE else ""
+    low = low or _unproved(student, exported, paths)
     return Judged(cosine_min=float(cosine.min()), cosine_mean=float(cosine.mean()), overlap=overlap, reason=low)
 
 
 def _time(
     exported: OnnxEmbedder, teacher: OnnxEmbedder | None, path: Path, seconds: float, threads: int
 ) -> tuple[tuple[LatencyReport, ...], tuple[LatencyReport, ...]]:
-    """Latency at batch 1 of student and teacher in alternating blocks, input arrays ready in memory."""
-    student_run = _runner(exported, path, threads)
+    """Latency of student and teacher in alternating blocks at the teacher's batch, 1 where it is free; inputs ready."""
+    batch = (teacher.batch if teacher else None) or 1
+    student_run = _runner(exported, path, threads, batch)
     if teacher is None:
         alone, _ = latency.interleaved(student_run, student_run, seconds)
-        return (latency.summarise(alone, provider=exported.provider, threads=threads, batch=1, ratio=None),), ()
-    ours, theirs = latency.interleaved(student_run, _runner(teacher, path, threads), seconds)
+        return (latency.summarise(alone, provider=exported.provider, threads=threads, batch=batch, ratio=None),), ()
+    ours, theirs = latency.interleaved(student_run, _runner(teacher, path, threads, batch), seconds)
     ratio = latency.speedup(ours, theirs)
     return (
-        (latency.summarise(ours, provider=exported.provider, threads=threads, batch=1, ratio=ratio),),
-        (latency.summarise(theirs, provider=teacher.provider, threads=threads, batch=1, ratio=None),),
+        (latency.summarise(ours, provider=exported.provider, threads=threads, batch=batch, ratio=ratio),),
+        (latency.summarise(theirs, provider=teacher.provider, threads=threads, batch=batch, ratio=None),),
     )
 
 
-def _runner(model: OnnxEmbedder, path: Path, threads: int) -> Callable[[], Any]:
+def _runner(model: OnnxEmbedder, path: Path, threads: int, batch: int) -> Callable[[], Any]:
     """One inference on a real image, as whoever deploys the file would run it."""
     session = open_session(model.file.path, threads)
     image = images.prepare(path, model.preprocess)
     assert not isinstance(image, str)
-    batch = session.get_inputs()[0].shape[0]
-    rows = np.repeat(image[None], batch if isinstance(batch, int) else 1, axis=0)
+    rows = np.repeat(image[None], batch, axis=0)
     feed = {session.get_inputs()[0].name: model.preprocess.feed(rows)}
     return lambda: session.run([model.output], feed)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import images
-from distilltool.errors import Interrupted
+from distilltool.errors import DistillError, Interrupted
 from distilltool.images import Inventory, Photo, Skipped
 from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ledger
@@ -30,6 +30,7 @@ class Asked:
     """What one pass over some images came to."""
 
     queried: int
+    useless: int
     skipped: tuple[Skipped, ...]
     seconds: float
 
@@ -47,19 +48,22 @@ def query(
 ) -> QueryReport:
     """Ask about the images of `stock` that have no answer yet, in `order`, and report.
 
-    budget: the most the teacher may ever be asked in this ledger. plan: ask about 32 images at most and forecast.
+    budget: the most the teacher may ever be asked in this ledger, from now on; None keeps the one given last.
+    plan: ask about 32 images at most and forecast.
     Raises Interrupted after Ctrl-C, with every answer kept.
     """
     began = time.perf_counter()
     number = ledger.teacher(teacher.key)
+    budget = ledger.budget(teacher.file.sha256, budget)
     state = ledger.settled(number, [photo.sha256 for photo in stock.photos])
     missing = [photo for photo in order if photo.sha256 not in state]
-    asked = ask(teacher, missing[:PROBES] if plan else missing, ledger, number, budget, batch, progress)
+    probes = missing[: max(0, PROBES - len(state))]
+    asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
     cached = len(state) - len(failed)
     usable = len(stock.photos) - len(failed) - len(asked.skipped)
-    pending = usable - cached - asked.queried
+    pending = usable - cached - (asked.queried - asked.useless)
     spent = ledger.spent(teacher.file.sha256)
     dim = ledger.dim(number) or teacher.dim or 0
     left = pending if budget is None else max(0, min(pending, budget - spent))
@@ -104,10 +108,10 @@ def ask(
 ) -> Asked:
     """Ask about these images batch by batch while threads decode the next ones; stop at the budget."""
     began = time.perf_counter()
-    queried, skipped = 0, list[Skipped]()
+    queried, useless, skipped = 0, list[Skipped](), list[Skipped]()
     room = len(photos) if budget is None else min(len(photos), budget - ledger.spent(teacher.file.sha256))
     if room <= 0:
-        return Asked(queried=0, skipped=(), seconds=0.0)
+        return Asked(queried=0, useless=0, skipped=(), seconds=0.0)
     progress.begin("asking the teacher", room, "images")
     ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * batch)
     with stop_gently() as wish:
@@ -118,7 +122,7 @@ def ask(
             good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
             claimed = ledger.claim(number, list(good), budget)
             if claimed:
-                skipped += _ask_batch(teacher, {sha: good[sha] for sha in claimed}, some, ledger, number)
+                useless += _ask_batch(teacher, {sha: good[sha] for sha in claimed}, some, ledger, number)
             queried += len(claimed)
             progress.advance(len(claimed))
             if wish.wanted:
@@ -126,14 +130,19 @@ def ask(
             if queried >= room and budget is not None:
                 break
     progress.end()
-    return Asked(queried=queried, skipped=tuple(skipped), seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Asked(queried=queried, useless=len(useless), skipped=(*skipped, *useless), seconds=seconds)
 
 
 def _ask_batch(
     teacher: OnnxEmbedder, arrays: dict[bytes, NDArray[np.uint8]], photos: Sequence[Photo], ledger: Ledger, number: int
 ) -> list[Skipped]:
     """One batch, claimed already; its answers are committed before this returns. Lists answers of no use."""
-    vectors = teacher.embed(np.stack(list(arrays.values())))
+    try:
+        vectors = teacher.embed(np.stack(list(arrays.values())))
+    except DistillError:  # it refused: no answer was given, none is counted
+        ledger.release(number, list(arrays))
+        raise
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
     good = [sha for sha, ok in zip(arrays, finite, strict=True) if ok]
     bad = [sha for sha, ok in zip(arrays, finite, strict=True) if not ok]

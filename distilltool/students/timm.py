@@ -7,7 +7,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,8 +36,7 @@ def timm(name: str, start: Start) -> Backbone:
     elif start.fetch != "none" and (found := _pretrained(cfg.get("hf_hub_id"), start.fetch)):
         _load(module, found)
         said = f"pretrained {cfg['hf_hub_id']}"
-    with torch.no_grad():
-        width = module.eval()(torch.zeros(1, 3, start.input, start.input)).shape[1]
+    width = _width(module, name, start.input)
     return Backbone(module=module, width=width, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), start=said)
 
 
@@ -61,11 +60,21 @@ def _check_name(library: Any, name: str) -> None:
 def _create(library: Any, name: str, side: int) -> Any:
     try:
         try:
+            return library.create_model(name, num_classes=0, img_size=side)  # transformers are built for one size
+        except TypeError:
             return library.create_model(name, num_classes=0)
-        except RuntimeError:  # an unknown tag of pretrained weights
-            raise DistillError(f"timm has no weights {name!r}", f"use {name.partition('.')[0]}") from None
-    except (TypeError, AssertionError) as error:
-        raise DistillError(f"timm cannot build {name} at {side} pixels ({error})", "choose another student") from None
+    except RuntimeError:  # an unknown tag of pretrained weights
+        raise DistillError(f"timm has no weights {name!r}", f"use {name.partition('.')[0]}") from None
+
+
+def _width(module: torch.nn.Module, name: str, side: int) -> int:
+    """Length of the pooled features, found by running the network once."""
+    try:
+        with torch.no_grad():
+            return int(module.eval()(torch.zeros(1, 3, side, side)).shape[1])
+    except (AssertionError, RuntimeError, TypeError) as error:
+        said = str(error).split("\n")[0]
+        raise DistillError(f"{name} does not work at {side} pixels ({said})", "choose another --input") from None
 
 
 def _pretrained(repository: str | None, fetch: str) -> Path | None:
@@ -75,7 +84,7 @@ def _pretrained(repository: str | None, fetch: str) -> Path | None:
     cached = try_to_load_from_cache(repository, WEIGHTS)
     if isinstance(cached, str):
         return Path(cached)
-    if fetch != "online":
+    if fetch != "online" or HF_HUB_OFFLINE:
         return None
     try:
         urlopen(Request(ENDPOINT, method="HEAD"), timeout=PATIENCE).close()  # the download retries for half a minute
@@ -93,14 +102,12 @@ def _load(module: torch.nn.Module, path: Path) -> None:
             f"{path} is no readable safetensors file ({error})",
             "give weights saved with safetensors; pickles are not read",
         ) from None
-    missing, extra = [], []
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or extra:
-        wrong = (missing + extra)[0]
+    misfit = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or misfit:
         raise DistillError(
-            f"{path.name} does not fit this student ({len(missing + extra)} tensors, first {wrong})",
+            f"{path.name} does not fit this student ({len(missing + misfit)} tensors, first {(missing + misfit)[0]})",
             "give weights of the same architecture",
         )
     module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
