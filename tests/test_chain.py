@@ -394,3 +394,159 @@ def test_an_interrupted_query_keeps_every_answer_and_asks_only_for_the_rest(work
     assert "24 new answers" in first.stderr and "Traceback" not in first.stderr
     second = distilltool.query(work / "teacher.onnx", work / "imgs", store=store, preprocess=PRE, batch=8)
     assert (second.queried, second.cached, second.spent) == (40, 24, 64)
+
+
+def test_a_budget_given_once_holds_for_later_commands(work: Path) -> None:
+    common = {"store": work / "sticky.sqlite", "preprocess": PRE}
+    assert distilltool.query(work / "teacher.onnx", work / "imgs", budget=12, **common).queried == 12
+    later = distilltool.query(work / "teacher.onnx", work / "imgs", **common)
+    assert (later.queried, later.budget) == (0, 12)
+    assert distilltool.query(work / "teacher.onnx", work / "imgs", budget=20, **common).queried == 8
+
+
+def test_a_plan_asked_for_twice_costs_nothing_the_second_time(work: Path) -> None:
+    common = {"store": work / "plans.sqlite", "preprocess": PRE, "plan": True}
+    first = distilltool.query(work / "teacher.onnx", work / "imgs", **common)
+    second = distilltool.query(work / "teacher.onnx", work / "imgs", **common)
+    assert 31 <= first.queried <= 32 and second.queried <= 32 - first.queried
+
+
+def test_a_batch_the_model_refuses_costs_nothing(work: Path) -> None:
+    """A graph that takes any size until it runs: the wrong one is an error, and the budget is untouched."""
+    onnx_teacher(work / "free.onnx", size=None)
+    common = {"store": work / "free.sqlite", "budget": 8}
+    with pytest.raises(distilltool.DistillError, match="fails on a batch"):
+        distilltool.query(work / "free.onnx", work / "imgs", preprocess=[*PRE, "size=2"], **common)
+    assert distilltool.query(work / "free.onnx", work / "imgs", preprocess=[*PRE, "size=32"], **common).queried == 8
+
+
+def test_images_another_process_is_asking_about_are_not_silently_left_out(work: Path) -> None:
+    """Another process holds a claim: evaluating on the rest would be a figure about other images."""
+    from distilltool import images, ledger, teacher
+
+    store = work / "shared.sqlite"
+    embedder = teacher.open_teacher(work / "teacher.onnx", preprocess=PRE)
+    first = images.take_stock(images.find(work / "labelled")).photos[0].sha256
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from distilltool.ledger import Ledger\n"
+        "book = Ledger.open(Path(sys.argv[1]))\n"
+        "print(len(book.claim(int(sys.argv[2]), [bytes.fromhex(sys.argv[3])], None)), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with ledger.Ledger.open(store) as book:
+        number = book.teacher(embedder.key)
+    words = [sys.executable, "-c", code, str(store), str(number), first.hex()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline().strip() == "1"
+        try:
+            with pytest.raises(distilltool.DistillError, match="another process"):
+                distilltool.evaluate(
+                    [work / "teacher.onnx"],
+                    work / "labelled",
+                    teacher=work / "teacher.onnx",
+                    preprocess=PRE,
+                    store=store,
+                )
+        finally:
+            other.kill()
+    again = distilltool.evaluate(
+        [work / "teacher.onnx"], work / "labelled", teacher=work / "teacher.onnx", preprocess=PRE, store=store
+    )
+    assert again.queries == 30
+
+
+@pytest.mark.slow
+def test_a_student_that_does_not_survive_the_export_is_not_shipped(
+    run_dir: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate is set higher than any cosine: rejected, exit 3, and nothing of an earlier export stays."""
+    from distilltool.stages import export
+
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(export, "MIN_COSINE", 1.5)
+    code, out, _ = run(run_dir.parent, "export", str(run_dir), "--bundle", str(tmp_path), "--seconds", "1", "--json")
+    assert code == 3
+    assert json.loads(out)["variants"][0]["status"] == "rejected"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_without_any_positive_does_not_break_the_export(run_dir: Path, work: Path) -> None:
+    files = sorted((work / "labelled").rglob("*.png"))[:12]
+    rows = [f"{file.relative_to(work)},label{at}" for at, file in enumerate(files)]
+    (work / "lonely.csv").write_text("path,label\n" + "\n".join(rows))
+    code, out, _ = run(
+        work, "eval", str(run_dir), "--data", str(work / "lonely.csv"), "--store", str(work / "eval.sqlite"), "--json"
+    )
+    assert code == 0 and json.loads(out)["models"][0]["metrics"]["map"]["value"] is None
+    code, _, err = run(work, "export", str(run_dir), "--seconds", "1")
+    assert code == 0 and "–" in err
+    for file in (run_dir / "evaluations").glob("lonely*"):
+        file.unlink()
+
+
+@pytest.mark.slow
+def test_a_teacher_of_fixed_batch_is_timed_against_the_same_batch(work: Path) -> None:
+    onnx_teacher(work / "four.onnx", size=(48, 48), batch=4)
+    distilltool.distill(work / "four.onnx", work / "imgs", out=work / "four", store=work / "four.sqlite", **SMALL)
+    report = distilltool.export(work / "four", seconds=1.0)
+    assert report.variants[0].latency[0].batch == report.teacher["latency"][0]["batch"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_with_a_time_budget_stopped_before_its_steps_were_counted_goes_on_after_a_file_was_renamed(
+    work: Path,
+) -> None:
+    out, imgs = work / "early", work / "early-imgs"
+    photo_folder(imgs, 48, seed=3)
+    words = ["distilltool", "distill", str(work / "teacher.onnx"), str(imgs), *PRE_FLAGS, "--student", STUDENT]
+    words += ["--input", "32", "--out", str(out), "--store", str(work / "early.sqlite"), "--time-budget", "10s"]
+    code = (
+        "import os, signal, sys\n"
+        "from distilltool import train\n"
+        "step = train._Trainer._step\n"
+        "def stopping(self, batch):\n"
+        "    step(self, batch)\n"
+        "    if self.state.step == 6: os.kill(os.getpid(), signal.SIGINT)\n"
+        "train._Trainer._step = stopping\n"
+        f"sys.argv = {words!r}\n"
+        "from distilltool.cli import main\n"
+        "main()\n"
+    )
+    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert first.returncode == 130, first.stderr
+    split = (out / "split.json").read_bytes()
+    (imgs / "photo0000.jpg").rename(imgs / "zzz.jpg")
+    second = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step 6" in second.stderr
+    assert (out / "split.json").read_bytes() == split
+
+
+@pytest.mark.slow
+def test_fine_tuned_weights_are_tried_on_the_way_back_to_their_start(work: Path) -> None:
+    """What is kept is never worse on held-out images than the best weights met in training."""
+    from safetensors.torch import save_file
+
+    from distilltool.students import Start, build
+
+    module = build(STUDENT, Start(input=32, seed=5)).module
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, work / "w.safetensors")
+    out = work / "blended"
+    changes = [*SMALL["changes"], "optimiser.lr_finetune=3e-3"]
+    report = distilltool.distill(
+        work / "teacher.onnx",
+        work / "imgs",
+        out=out,
+        store=work / "ledger.sqlite",
+        weights=work / "w.safetensors",
+        **{**SMALL, "changes": changes},
+    )
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    met = [one["overlap"] for one in entries if "overlap" in one]
+    assert report.fidelity.overlap_at_10.value == pytest.approx(max(met), abs=1e-4)
+    if report.best_step:
+        assert {one["start_share"] for one in entries if "start_share" in one} == {0.25, 0.5, 0.75}
