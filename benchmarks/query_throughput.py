@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from distilltool import images
+from distilltool.defaults import BATCH
 from distilltool.latency import machine
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
-from distilltool.stages.query import BATCH, query
+from distilltool.stages.query import query
 from distilltool.teacher import OnnxEmbedder, open_teacher
 
 

@@ -10,6 +10,17 @@ import numpy as np
 
 from distilltool import extensions, images
 from distilltool import recipe as recipes
+from distilltool.defaults import (
+    BATCH,
+    EVALUATION_STORE,
+    LATENCY_SECONDS,
+    LATENCY_THREADS,
+    OPSET,
+    RECIPE,
+    RUNS,
+    SELECTION,
+    STORE,
+)
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
 from distilltool.images import Inventory, Skipped
@@ -24,10 +35,7 @@ from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher, read_file
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
-
-RUNS = Path("runs")
-STORE = RUNS / "ledger.sqlite"
-EVALUATION_STORE = RUNS / "evaluation.sqlite"
+    from distilltool.students import Start
 
 
 def query(
@@ -40,8 +48,8 @@ def query(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = query_stage.BATCH,
-    select: str = "random",
+    batch: int = BATCH,
+    select: str = SELECTION,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> QueryReport:
@@ -61,7 +69,7 @@ def distill(
     teacher: str | Path,
     images_dir: str | Path,
     *,
-    recipe: str = "drd",
+    recipe: str = RECIPE,
     out: str | Path | None = None,
     student: str | None = None,
     input_size: int | None = None,
@@ -76,8 +84,8 @@ def distill(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = query_stage.BATCH,
-    select: str = "random",
+    batch: int = BATCH,
+    select: str = SELECTION,
     progress: Progress | None = None,
 ) -> DistillReport:
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
@@ -106,15 +114,7 @@ def distill(
         weights=Path(weights) if weights else None,
         fetch="cached" if student is None else "online",
     )
-    plan = {
-        "teacher": embedder.file.sha256,
-        "output": embedder.output,
-        "pool": embedder.pool,
-        "preprocessing": embedder.preprocess.identity(),
-        "recipe": chosen.to_dict(),
-        "time budget": time_budget,
-        "weights": images.digest(start.weights) if start.weights else None,
-    }
+    plan = _made_from(embedder, chosen, start, time_budget)
     if not restart:
         run.check(plan)
     backbone = students.build(chosen.student.spec, start)
@@ -144,7 +144,7 @@ def evaluate(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = query_stage.BATCH,
+    batch: int = BATCH,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
@@ -163,7 +163,7 @@ def evaluate(
     dataset = datasets.open_dataset(Path(data), protocol)
     with Ledger.open(Path(store)) as ledger:
         stock = images.take_stock(dataset.paths)
-        bought = _query(asked, stock, ledger, None, False, batch, "random", 0, watch)
+        bought = _query(asked, stock, ledger, None, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
         vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
     dataset, of_row = datasets.merged(dataset, stock.of_path)
@@ -198,9 +198,9 @@ def export(
     *,
     bundle: str | Path | None = None,
     teacher: str | Path | None = None,
-    opset: int = 20,
-    seconds: float = 20.0,
-    threads: int = 1,
+    opset: int = OPSET,
+    seconds: float = LATENCY_SECONDS,
+    threads: int = LATENCY_THREADS,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
@@ -338,6 +338,21 @@ def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: Q
         skipped=len(bought.skipped),
         queries={"new": bought.queried, "cached": bought.cached, "spent": bought.spent},
     )
+
+
+def _made_from(
+    embedder: OnnxEmbedder, chosen: recipes.Recipe, start: "Start", time_budget: float | None
+) -> dict[str, Any]:
+    """What a run is made from, as far as it is known before the teacher is asked; the names are for messages."""
+    return {
+        "teacher": embedder.file.sha256,
+        "output": embedder.output,
+        "pool": embedder.pool,
+        "preprocessing": embedder.preprocess.identity(),
+        "recipe": chosen.to_dict(),
+        "time budget": time_budget,
+        "weights": images.digest(start.weights) if start.weights else None,
+    }
 
 
 def _no_larger(chosen: recipes.Recipe, side: int) -> recipes.Recipe:

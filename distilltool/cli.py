@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distilltool import __version__
+from distilltool.defaults import (
+    BATCH,
+    EVALUATION_STORE,
+    LATENCY_SECONDS,
+    LATENCY_THREADS,
+    OPSET,
+    RECIPE,
+    SELECTION,
+    STORE,
+)
 from distilltool.errors import DistillError, Exit
 
 if TYPE_CHECKING:
@@ -76,15 +86,15 @@ def query(
     teacher: Teacher,
     images: Images,
     pre: Pre,
-    store: Store = Path("runs/ledger.sqlite"),
+    store: Store = STORE,
     budget: Budget = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Forecast queries, time, memory and disk from at most 32 images.")
     ] = False,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = 16,
-    select: Select = "random",
+    batch: Batch = BATCH,
+    select: Select = SELECTION,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -121,7 +131,7 @@ def distill(
     ] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="How to distil; `distilltool recipes` lists them.")
-    ] = "drd",
+    ] = RECIPE,
     student: Annotated[
         str | None,
         typer.Option(
@@ -170,11 +180,11 @@ def distill(
         bool, typer.Option("--restart", help="Replace the run in RUN instead of going on with it.")
     ] = False,
     budget: Budget = None,
-    store: Store = Path("runs/ledger.sqlite"),
+    store: Store = STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = 16,
-    select: Select = "random",
+    batch: Batch = BATCH,
+    select: Select = SELECTION,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -231,10 +241,10 @@ def evaluate(
     ] = None,
     store: Annotated[
         Path, typer.Option(metavar="FILE", help="Ledger of answers about these images, apart from the budgeted one.")
-    ] = Path("runs/evaluation.sqlite"),
+    ] = EVALUATION_STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = 16,
+    batch: Batch = BATCH,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -269,9 +279,9 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="The teacher to time beside it. (default: the run's)", show_default=False),
     ] = None,
-    opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = 20,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime when timing.")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="Time for the latency measurement.")] = 20.0,
+    opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime when timing.")] = LATENCY_THREADS,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for the latency measurement.")] = LATENCY_SECONDS,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

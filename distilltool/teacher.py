@@ -102,7 +102,7 @@ class OnnxEmbedder(Embedder):
 
     @property
     def space_id(self) -> str:
-        """The space stamped on a student; for others file, output, pooling, dimension and normalisation."""
+        """The space stamped on a student; for others a name for file, output, pooling and length 1."""
         stamped = self.file.metadata.get(SPACE_KEY)
         return stamped or space_id(self.file.sha256, self.output, self.pool)
 

@@ -30,7 +30,6 @@ from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write
 from distilltool.student import StudentCard, TorchEmbedder
 from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_session, open_teacher
 
-OPSET = 20
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
 MIN_COSINE = 0.999

@@ -20,7 +20,6 @@ from distilltool.report import PlanReport, QueryReport, SkippedReport, TeacherRe
 from distilltool.teacher import OnnxEmbedder
 
 PROBES = 32
-BATCH = 16
 NOT_FINITE = "the teacher's answer is not finite"
 ROW_OVERHEAD = 160  # bytes of an answer in SQLite beyond its vector: key, state, index entry
 
