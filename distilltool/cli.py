@@ -222,7 +222,7 @@ def distill(
 
 @app.command("eval")
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Runs or ONNX files.", show_default=False)],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Runs or ONNX files.", show_default=False)],
     pre: Pre,
     data: Annotated[
         Path,
