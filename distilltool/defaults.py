@@ -1,0 +1,13 @@
+"""Defaults that the command line and the Python functions share; light enough for `--help`."""
+
+from pathlib import Path
+
+RUNS = Path("runs")
+STORE = RUNS / "ledger.sqlite"
+EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
+BATCH = 16  # images the teacher is asked about at once
+RECIPE = "drd"
+SELECTION = "random"
+OPSET = 20
+LATENCY_SECONDS = 20.0
+LATENCY_THREADS = 1
