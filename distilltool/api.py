@@ -23,7 +23,7 @@ from distilltool.defaults import (
 )
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
-from distilltool.images import Inventory, Skipped
+from distilltool.images import Inventory
 from distilltool.ledger import Ledger
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
@@ -181,7 +181,7 @@ def evaluate(
         space_id=asked.space_id,
         rows=tuple(rows),
         vectors=unit(np.stack([vectors[of_row[row]] for row in rows])),
-        skipped=tuple(Skipped(path=one.path, reason=one.reason) for one in bought.skipped),
+        skipped=bought.skipped,
         queries={"new": bought.queried, "cached": bought.cached},
     )
     report = stage.evaluate(embedders, dataset, known, str(data), watch)

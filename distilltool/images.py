@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from distilltool import deploy
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
+from distilltool.report import Skipped
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 Item = TypeVar("Item")
@@ -32,14 +33,6 @@ class Photo:
 
     path: Path
     sha256: bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A file that cannot be used, and why."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

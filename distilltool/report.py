@@ -27,7 +27,7 @@ class TeacherReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SkippedReport:
+class Skipped:
     """A file left out and why."""
 
     path: str
@@ -60,7 +60,7 @@ class QueryReport:
     pending: int
     spent: int
     budget: int | None
-    skipped: tuple[SkippedReport, ...]
+    skipped: tuple[Skipped, ...]
     seconds: float
     plan: PlanReport | None = None
 
@@ -129,7 +129,7 @@ class EvalReport:
     gallery: int
     protocol: str
     models: tuple[ModelReport, ...]
-    skipped: tuple[SkippedReport, ...]
+    skipped: tuple[Skipped, ...]
     teacher_queries: dict[str, int]
     conventions: dict[str, str]
     seconds: float

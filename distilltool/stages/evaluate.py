@@ -12,10 +12,9 @@ from distilltool import images, metrics
 from distilltool.datasets import Dataset
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
-from distilltool.images import Skipped
 from distilltool.metrics import Task
 from distilltool.progress import Progress
-from distilltool.report import EvalReport, Interval, ModelReport, SkippedReport
+from distilltool.report import EvalReport, Interval, ModelReport, Skipped
 
 BATCH = 32
 
@@ -58,7 +57,7 @@ def evaluate(models: Sequence[Embedder], dataset: Dataset, known: Known, data: s
         gallery=len(task.gallery),
         protocol=dataset.protocol,
         models=tuple(reports),
-        skipped=tuple(SkippedReport(path=one.path, reason=one.reason) for one in known.skipped),
+        skipped=known.skipped,
         teacher_queries=known.queries,
         conventions=metrics.CONVENTIONS,
         seconds=time.perf_counter() - began,

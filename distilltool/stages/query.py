@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from distilltool import images
 from distilltool.errors import DistillError, Interrupted
-from distilltool.images import Inventory, Photo, Skipped
+from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ledger
 from distilltool.progress import Progress
-from distilltool.report import PlanReport, QueryReport, SkippedReport, TeacherReport
+from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 from distilltool.teacher import OnnxEmbedder
 
 PROBES = 32
@@ -79,7 +79,7 @@ def query(
         pending=pending,
         spent=spent,
         budget=budget,
-        skipped=tuple(SkippedReport(path=one.path, reason=one.reason) for one in skipped),
+        skipped=skipped,
         seconds=time.perf_counter() - began,
         plan=_forecast(asked, left, dim) if plan else None,
     )
