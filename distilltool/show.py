@@ -196,10 +196,11 @@ class Show:
             f"{Path(found.data).name}: {found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
         )
         table = Table(title=escape(title), title_style="bold", title_justify="left")
-        table.add_column("", no_wrap=True)
-        for model in found.models:
-            table.add_column(escape(model.name), justify="right", overflow="fold")
         teacher, *students = found.models
+        table.add_column("", no_wrap=True)
+        table.add_column("teacher", justify="right")
+        for model in students:
+            table.add_column(escape(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
             label = {"map": "mAP", "map@r": "mAP@R"}.get(name, name.replace("recall", "R"))
             cells = [f"{label}", _interval(teacher.metrics[name]), *(_interval(s.metrics[name]) for s in students)]

@@ -39,7 +39,7 @@ def evaluate(models: Sequence[Embedder], dataset: Dataset, known: Known, data: s
     theirs = _labelled(task, known.vectors, known.vectors)
     reports = [
         ModelReport(
-            name=f"{known.name} (teacher)",
+            name=known.name,
             dim=known.vectors.shape[1],
             space=known.space_id,
             metrics=_intervals(theirs),
