@@ -154,7 +154,7 @@ class Preprocess:
         """One line for people."""
         way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
         plain = self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
-        numbers = "as they are" if plain else f"× {self.scale:.4g} − {_short(self.mean)} ÷ {_short(self.std)}"
+        numbers = "as they are" if plain else f"{_times(self.scale)} − {_short(self.mean)} ÷ {_short(self.std)}"
         return (
             f"{self.size[0]}×{self.size[1]} {self.resize}{way} {self.interpolation}, {self.channels} {numbers}, "
             f"{self.layout} {self.dtype}"
@@ -197,6 +197,11 @@ class Preprocess:
         return Preprocess(
             size=size, resize=self.resize, resize_to=short, layout="NHWC", dtype="uint8", source="distilltool"
         )
+
+
+def _times(scale: float) -> str:
+    divisor = 1 / scale if scale else 0.0
+    return f"÷ {divisor:g}" if scale < 1 and abs(divisor * 2 - round(divisor * 2)) < 1e-6 else f"× {scale:.4g}"
 
 
 def _short(values: Sequence[float]) -> str:

@@ -192,10 +192,9 @@ class Show:
         self._console.print(f"[bold]{escape(found.verdict)}[/]")
 
     def _eval(self, found: Any) -> None:
-        title = (
-            f"{Path(found.data).name}: {found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
-        )
-        table = Table(title=escape(title), title_style="bold", title_justify="left")
+        counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
+        self._console.print(f"[bold]{escape(Path(found.data).name)}: {counts}[/]")
+        table = Table()
         teacher, *students = found.models
         table.add_column("", no_wrap=True)
         table.add_column("teacher", justify="right")
@@ -221,7 +220,8 @@ class Show:
         self._skipped(found.skipped)
 
     def _export(self, found: Any) -> None:
-        table = Table(title="The student beside its teacher", title_style="bold", title_justify="left")
+        self._console.print("[bold]The student beside its teacher[/]")
+        table = Table()
         table.add_column("", no_wrap=True)
         table.add_column("teacher", justify="right")
         table.add_column("student", justify="right")
