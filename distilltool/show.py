@@ -25,6 +25,15 @@ from rich.table import Table
 from distilltool.errors import DistillError, Exit
 
 SKIPPED_SHOWN = 5
+LABELS = {
+    "map": "mAP",
+    "map@r": "mAP@R",
+    "recall@1": "R@1",
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "overlap@10": "overlap@10",
+    "spearman": "Spearman",
+}
 SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -201,21 +210,16 @@ class Show:
         for model in students:
             table.add_column(escape(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
-            label = {"map": "mAP", "map@r": "mAP@R"}.get(name, name.replace("recall", "R"))
-            cells = [f"{label}", _interval(teacher.metrics[name]), *(_interval(s.metrics[name]) for s in students)]
-            table.add_row(*cells)
+            cells = [_interval(one.metrics[name]) for one in found.models]
+            table.add_row(LABELS[name], *cells)
         for name in ("map", "recall@1") if teacher.metrics else ():
-            label = "mAP" if name == "map" else "R@1"
-            table.add_row(f"{label} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
-        for name, label in (("overlap@10", "overlap@10"), ("spearman", "Spearman")):
-            table.add_row(label, "", *(_interval(s.fidelity[name]) for s in students))
-        if any(s.asymmetric for s in students):
-            for name in ("map", "recall@1", "overlap@10"):
-                cells = [
-                    _interval(s.asymmetric[name]) if s.asymmetric and name in s.asymmetric else "–" for s in students
-                ]
-                if any(cell != "–" for cell in cells):
-                    table.add_row(f"{name} → teacher", "", *cells)
+            table.add_row(f"{LABELS[name]} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+        for name in ("overlap@10", "spearman"):
+            table.add_row(LABELS[name], "", *(_interval(s.fidelity[name]) for s in students))
+        for name in ("map", "recall@1", "overlap@10"):  # the students' queries put to the teacher's gallery
+            across = [(s.asymmetric or {}).get(name) for s in students]
+            if any(across):
+                table.add_row(f"{LABELS[name]} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._skipped(found.skipped)
 
@@ -263,11 +267,11 @@ class Show:
     def _export_quality(self, table: Table, evaluation: dict[str, Any]) -> None:
         teacher, student = evaluation["models"][:2]
         data = Path(evaluation["data"]).name
-        for key, label in (("map", "mAP"), ("recall@1", "R@1")):
+        for key in ("map", "recall@1"):
             if key in student["metrics"]:
                 kept = student["retention"][key]
                 table.add_row(
-                    f"{label} {escape(data)}",
+                    f"{LABELS[key]} {escape(data)}",
                     _figure(teacher["metrics"][key]["value"]),
                     _figure(student["metrics"][key]["value"]),
                     _percent_of(kept) + " kept",
