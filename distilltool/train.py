@@ -143,7 +143,8 @@ class _Trainer:
         return self.state.total if self.seconds is None or self.state.fitted else SETTLE + TIMED
 
     def _begin(self) -> None:
-        self.progress.begin("training", self._planned(), "steps")
+        what = "training" if self.seconds is None or self.state.fitted else "timing steps"
+        self.progress.begin(what, self._planned(), "steps")
         self.progress.advance(self.state.step)
 
     def _steps(self, wish: StopWish) -> str:

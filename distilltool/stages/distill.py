@@ -327,7 +327,7 @@ def _verdict(outcome: Outcome) -> str:
         return f"{said}; training did not improve it: try a smaller learning rate or more images"
     if kept.low <= first.value:
         return f"{said}; that is within the noise of the undistilled student: try more images or more time"
-    if state.best_step >= 0.9 * state.total:
+    if state.best_step >= 0.9 * state.step:
         return f"{said}; still improving at the end: give it longer with --time-budget"
     return f"{said}; best at step {state.best_step} of {state.step}, {outcome.stopped}"
 
