@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,27 +134,11 @@ class Ledger:
 
     def elsewhere(self, teacher: int, images: Sequence[bytes]) -> int:
         """How many of the images another process is asking about right now."""
-        rows: list[tuple[str, float]] = []
-        for some in _chunks(images):
-            marks = ",".join("?" * len(some))
-            rows += self._db.execute(
-                f"SELECT owner, time FROM answers WHERE teacher=? AND state='claimed' AND image IN ({marks})",
-                (teacher, *some),
-            ).fetchall()
-        return sum(self._is_alive(*row) for row in rows)
+        return sum(self._is_alive(*row) for row in self._rows("owner, time", "state='claimed'", teacher, images))
 
     def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
         """The state, "done" or "failed", of those of the images that need not be asked about again."""
-        found: dict[bytes, str] = {}
-        for some in _chunks(images):
-            marks = ",".join("?" * len(some))
-            found.update(
-                self._db.execute(
-                    f"SELECT image, state FROM answers WHERE teacher=? AND state!='claimed' AND image IN ({marks})",
-                    (teacher, *some),
-                )
-            )
-        return found
+        return dict(self._rows("image, state", "state!='claimed'", teacher, images))
 
     def claim(self, teacher: int, images: Sequence[bytes], budget: int | None) -> list[bytes]:
         """Claim those images that nobody has answered or is asking now, as far as the budget goes.
@@ -217,15 +201,17 @@ class Ledger:
 
     def vectors(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         """The answers to those of the images that have one, each (D,) float32."""
-        found: dict[bytes, NDArray[np.float32]] = {}
-        for some in _chunks(images):
+        rows = self._rows("image, vector", "state='done'", teacher, images)
+        return {image: np.frombuffer(blob, dtype="<f4") for image, blob in rows}
+
+    def _rows(self, columns: str, where: str, teacher: int, images: Sequence[bytes]) -> Iterator[Any]:
+        """Columns of those of the images' rows that meet a condition."""
+        for at in range(0, len(images), CHUNK):
+            some = images[at : at + CHUNK]
             marks = ",".join("?" * len(some))
-            for image, blob in self._db.execute(
-                f"SELECT image, vector FROM answers WHERE teacher=? AND state='done' AND image IN ({marks})",
-                (teacher, *some),
-            ):
-                found[image] = np.frombuffer(blob, dtype="<f4")
-        return found
+            yield from self._db.execute(
+                f"SELECT {columns} FROM answers WHERE teacher=? AND {where} AND image IN ({marks})", (teacher, *some)
+            )
 
     def dim(self, teacher: int) -> int | None:
         """Length of this teacher's vectors, None before its first answer."""
@@ -283,8 +269,3 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
             f"the ledger {path} has version {version}, this distilltool reads {VERSION}",
             "use the distilltool that wrote it, or another file with --store",
         )
-
-
-def _chunks(images: Sequence[bytes]) -> Iterator[list[bytes]]:
-    for start in range(0, len(images), CHUNK):
-        yield list(images[start : start + CHUNK])

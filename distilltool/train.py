@@ -46,6 +46,11 @@ class Data:
     held_targets: NDArray[np.float32]
     names: tuple[str, ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the student's images."""
+        return self.held_pixels.shape[1], self.held_pixels.shape[2]
+
 
 @dataclass(kw_only=True, slots=True)
 class State:
@@ -130,7 +135,8 @@ class _Trainer:
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self._evaluate(self.student)
-            save_weights(self.rundir.start, self.student)
+            if self.finetune:
+                save_weights(self.rundir.start, self.student)
         self.student.train()
         self._begin()
         with stop_gently() as wish:
@@ -215,11 +221,10 @@ class _Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
         recipe, data = self.recipe, self.data
-        size = (data.held_pixels.shape[1], data.held_pixels.shape[2])
         steps = iter(range(self.state.step, 1 << 40))
         return images.ahead(
             steps,
-            lambda step: make_batch(step, data.pixels, size, self.batch, recipe.augment, recipe.seed),
+            lambda step: make_batch(step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed),
             threads=1,
             depth=3,
         )
@@ -231,10 +236,12 @@ class _Trainer:
         left -= (self.recipe.schedule.evaluations + 1) * self.state.evaluation_seconds
         return self.state.step + max(1, int(0.98 * left / step_seconds))
 
+    def _scores(self, student: Student) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
+
     def _evaluate(self, student: Student) -> None:
         began = time.perf_counter()
-        vectors = embed(student, self.data.held_pixels)
-        scores = fidelity_scores(self.data.held_targets, vectors, self.k)
+        scores = self._scores(student)
         self.state.evaluation_seconds = time.perf_counter() - began
         overlap, spearman = (float(one.mean()) for one in scores)
         self._log({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
@@ -249,7 +256,7 @@ class _Trainer:
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
         share = self._blend()
-        scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
+        scores = self._scores(self.student)
         first = read_json(self.rundir.undistilled)
         undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
@@ -267,15 +274,17 @@ class _Trainer:
         Returns the start's share. Averaging fine-tuned weights with those they came from keeps what the start knew of
         unlike images (WiSE-FT, Wortsman et al., CVPR 2022); a start from nothing has nothing to keep.
         """
-        best, start = read_weights(self.rundir.best), read_weights(self.rundir.start)
+        best = read_weights(self.rundir.best)
         chosen, chosen_share = best, 0.0
-        for share in SHARES if self.finetune and self.state.best_step else ():
-            mixed = {name: _lerp(best[name], start[name], share) for name in best}
-            self.student.load_state_dict(mixed)
-            scores = fidelity_scores(self.data.held_targets, embed(self.student, self.data.held_pixels), self.k)
-            self._log({"start_share": share, "overlap": round(float(scores[0].mean()), 5)})
-            if scores[0].mean() > self.state.best_score:
-                self.state.best_score, chosen, chosen_share = float(scores[0].mean()), mixed, share
+        if self.finetune and self.state.best_step:
+            start = read_weights(self.rundir.start)
+            for share in SHARES:
+                mixed = {name: _lerp(best[name], start[name], share) for name in best}
+                self.student.load_state_dict(mixed)
+                overlap = float(self._scores(self.student)[0].mean())
+                self._log({"start_share": share, "overlap": round(overlap, 5)})
+                if overlap > self.state.best_score:
+                    self.state.best_score, chosen, chosen_share = overlap, mixed, share
         self.student.load_state_dict(chosen)
         return chosen_share
 

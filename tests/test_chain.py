@@ -63,6 +63,24 @@ def run(work: Path, *words: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def interrupted(words: list[str], module: str, owner: str, method: str, call: int) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own that gets Ctrl-C while it is in the n-th call of a method."""
+    code = (
+        "import importlib, os, signal, sys\n"
+        f"owner = importlib.import_module({module!r}).{owner}\n"
+        f"method, calls = owner.{method}, []\n"
+        "def stopping(*given):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return method(*given)\n"
+        f"owner.{method} = stopping\n"
+        f"sys.argv = {words!r}\n"
+        "from distilltool.cli import main\n"
+        "main()\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def run_dir(work: Path) -> Path:
     """A finished run of the default recipe."""
@@ -298,19 +316,7 @@ def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_be
         "--store",
         str(work / "ledger.sqlite"),
     ]
-    code = (
-        "import os, signal, sys\n"
-        "from distilltool import train\n"
-        "step = train._Trainer._step\n"
-        "def stopping(self, batch):\n"
-        "    step(self, batch)\n"
-        "    if self.state.step == 5: os.kill(os.getpid(), signal.SIGINT)\n"
-        "train._Trainer._step = stopping\n"
-        f"sys.argv = {words[2:]!r}\n"
-        "from distilltool.cli import main\n"
-        "main()\n"
-    )
-    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    first = interrupted(words[2:], "distilltool.train", "_Trainer", "_step", call=5)
     assert first.returncode == 130, first.stderr
     assert "goes on" in first.stderr and "Traceback" not in first.stderr
     assert (out / "checkpoint.safetensors").exists() and not (out / "run.json").exists()
@@ -376,20 +382,7 @@ def test_an_interrupted_query_keeps_every_answer_and_asks_only_for_the_rest(work
     store = work / "stopped.sqlite"
     words = ["distilltool", "query", str(work / "teacher.onnx"), str(work / "imgs"), *PRE_FLAGS]
     words += ["--store", str(store), "--batch", "8"]
-    code = (
-        "import os, signal, sys\n"
-        "from distilltool.teacher import OnnxEmbedder\n"
-        "embed, calls = OnnxEmbedder.embed, []\n"
-        "def stopping(self, rows):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return embed(self, rows)\n"
-        "OnnxEmbedder.embed = stopping\n"
-        f"sys.argv = {words!r}\n"
-        "from distilltool.cli import main\n"
-        "main()\n"
-    )
-    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    first = interrupted(words, "distilltool.teacher", "OnnxEmbedder", "embed", call=3)
     assert first.returncode == 130, first.stderr
     assert "24 new answers" in first.stderr and "Traceback" not in first.stderr
     second = distilltool.query(work / "teacher.onnx", work / "imgs", store=store, preprocess=PRE, batch=8)
@@ -504,19 +497,7 @@ def test_a_run_with_a_time_budget_stopped_before_its_steps_were_counted_goes_on_
     photo_folder(imgs, 48, seed=3)
     words = ["distilltool", "distill", str(work / "teacher.onnx"), str(imgs), *PRE_FLAGS, "--student", STUDENT]
     words += ["--input", "32", "--out", str(out), "--store", str(work / "early.sqlite"), "--time-budget", "10s"]
-    code = (
-        "import os, signal, sys\n"
-        "from distilltool import train\n"
-        "step = train._Trainer._step\n"
-        "def stopping(self, batch):\n"
-        "    step(self, batch)\n"
-        "    if self.state.step == 6: os.kill(os.getpid(), signal.SIGINT)\n"
-        "train._Trainer._step = stopping\n"
-        f"sys.argv = {words!r}\n"
-        "from distilltool.cli import main\n"
-        "main()\n"
-    )
-    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    first = interrupted(words, "distilltool.train", "_Trainer", "_step", call=6)
     assert first.returncode == 130, first.stderr
     split = (out / "split.json").read_bytes()
     (imgs / "photo0000.jpg").rename(imgs / "zzz.jpg")

@@ -170,16 +170,19 @@ def _gather(
     pixels = _cache(run.pixels, trained, seen_by.at((height, width)), progress)
     held_pixels, lost = images.load([photo.path for photo in validated], seen_by.at(size))
     if lost:
-        raise DistillError(
-            f"{lost[0].path} {lost[0].reason} now, but the teacher was asked about it",
-            "put the image back and run the same command again",
-        )
+        raise _spoilt(lost[0].path, lost[0].reason)
     return Data(
         pixels=pixels,
         targets=answered.vectors[~held],
         held_pixels=held_pixels,
         held_targets=answered.vectors[held],
         names=tuple(str(photo.path) for photo in trained),
+    )
+
+
+def _spoilt(path: str, reason: str) -> DistillError:
+    return DistillError(
+        f"{path} {reason} now, but the teacher was asked about it", "put the image back and run the same command again"
     )
 
 
@@ -204,10 +207,7 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
         ready = images.ahead(photos, lambda photo: images.prepare(photo.path, preprocess))
         for at, found in enumerate(ready):
             if isinstance(found, str):
-                raise DistillError(
-                    f"{photos[at].path} {found} now, but the teacher was asked about it",
-                    "put the image back and run the same command again",
-                )
+                raise _spoilt(str(photos[at].path), found)
             mapped[at] = found
             progress.advance()
         mapped.flush()
@@ -220,7 +220,7 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
 
 def _make_student(backbone: Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
     """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
-    in_space, size = recipe.space == "teacher", (data.held_pixels.shape[1], data.held_pixels.shape[2])
+    in_space = recipe.space == "teacher"
     dim = data.targets.shape[1] if in_space else recipe.student.dim
     student = Student(backbone, dim, bias=in_space)
     if recipe.anchor:
@@ -229,10 +229,10 @@ def _make_student(backbone: Backbone, recipe: Recipe, data: Data, run: RunDir, p
     if run.checkpoint.exists():  # everything below would be overwritten
         return student
     if backbone.start == "scratch":
-        _calibrate(student, data.pixels, size, recipe.seed)
+        _calibrate(student, data.pixels, data.size, recipe.seed)
     if not dim and not recipe.anchor:
         return student
-    features = _features(student, data.pixels, size)
+    features = _features(student, data.pixels, data.size)
     if in_space or recipe.anchor:
         head = ridge.ridge(features, torch.from_numpy(data.targets))
         progress.note(f"closed-form head: ridge {head.strength:.2g} by leave-one-out, cosine {head.cosine:.3f}")
@@ -297,7 +297,7 @@ def _report(
             spec=recipe.student.spec,
             params=sum(p.numel() for p in student.parameters()),
             dim=student.dim,
-            input=(data.held_pixels.shape[1], data.held_pixels.shape[2]),
+            input=data.size,
             space=recipe.space,
             start=start,
         ),
