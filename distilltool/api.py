@@ -55,7 +55,8 @@ def query(
 ) -> QueryReport:
     """Ask a teacher about a folder of images, within a budget, and keep its answers in the ledger `store`.
 
-    budget: the most the teacher may ever be asked in that ledger. plan: ask about 32 images at most and forecast.
+    budget: the most the teacher may ever be asked in that ledger, from now on; None keeps the one given last. plan: ask
+    about 32 images at most and forecast.
     preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
