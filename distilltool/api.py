@@ -21,7 +21,7 @@ from distilltool.defaults import (
     SELECTION,
     STORE,
 )
-from distilltool.embedder import Embedder, unit
+from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError
 from distilltool.images import Inventory
 from distilltool.ledger import Ledger
@@ -30,7 +30,7 @@ from distilltool.progress import Progress, Silent
 from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher, read_file
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher, read_file
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
@@ -60,7 +60,7 @@ def query(
     preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
-    embedder = _open(teacher, preprocess, output, pool, watch)
+    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
     stock = _take_stock(images_dir)
     with Ledger.open(Path(store)) as ledger:
         return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
@@ -104,7 +104,7 @@ def distill(
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
-    embedder = _open(teacher, preprocess, output, pool, watch)
+    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
@@ -159,8 +159,9 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
-    asked = _teacher_of(list(runs.values()), teacher, preprocess, output, pool, watch)
-    embedders = [_open_model(path, runs.get(str(path)), preprocess, output, pool) for path in models]
+    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool)
+    asked = _teacher_of(list(runs.values()), teacher, options, watch)
+    embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
     with Ledger.open(Path(store)) as ledger:
         stock = images.take_stock(dataset.paths)
@@ -216,13 +217,13 @@ def export(
     student = load_student(run)
     asked = None
     if teacher is not None or Path(read_json(opened.manifest)["teacher"]["path"]).is_file():
-        asked = _teacher_of([opened], teacher, (), None, None, watch)
+        asked = _teacher_of([opened], teacher, TeacherOptions(), watch)
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
         opened,
         student,
-        asked,
+        asked if isinstance(asked, OnnxEmbedder) else None,  # what is no file here cannot be timed here
         Path(bundle) if bundle else opened.bundle,
         opset=opset,
         seconds=seconds,
@@ -232,30 +233,21 @@ def export(
 
 
 def _teacher_of(
-    runs: Sequence[RunDir],
-    path: str | Path | None,
-    preprocess: Sequence[str],
-    output: str | None,
-    pool: str | None,
-    progress: Progress,
-) -> OnnxEmbedder:
+    runs: Sequence[RunDir], path: str | Path | None, options: TeacherOptions, progress: Progress
+) -> Teacher:
     """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
     if not runs:
         if path is None:
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
-        return _open(path, preprocess, output, pool, progress)
+        return _open(path, options, progress)
     facts = [read_json(run.manifest)["teacher"] for run in runs]
     file = Path(path if path is not None else facts[0]["path"])
     if path is None and not file.is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
-    embedder = open_teacher(
-        file,
-        output=facts[0]["output"],
-        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
-        known=Preprocess.from_dict(facts[0]["preprocess"]),
-    )
+    made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
+    embedder = open_teacher(file, made_with, known=Preprocess.from_dict(facts[0]["preprocess"]))
     for run, fact in zip(runs, facts, strict=True):
-        if fact["sha256"] != embedder.file.sha256:
+        if fact["sha256"] != embedder.key.sha256:
             raise DistillError(
                 f"the run {run.root} was distilled from another teacher than {file}",
                 f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
@@ -263,15 +255,13 @@ def _teacher_of(
     return embedder
 
 
-def _open_model(
-    path: str | Path, run: RunDir | None, preprocess: Sequence[str], output: str | None, pool: str | None
-) -> Embedder:
+def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions) -> Embedder:
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
     if SPACE_KEY in read_file(Path(path)).metadata:
         return open_teacher(Path(path))
-    return open_teacher(Path(path), preprocess=preprocess, output=output, pool=pool)
+    return open_teacher(Path(path), options)
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -281,12 +271,11 @@ def load_student(run: str | Path) -> "TorchEmbedder":
     return stage.load_student(open_run(Path(run)))
 
 
-def _open(
-    path: str | Path, preprocess: Sequence[str], output: str | None, pool: str | None, progress: Progress
-) -> OnnxEmbedder:
-    embedder = open_teacher(Path(path), output=output, pool=pool, preprocess=preprocess)
+def _open(teacher: str | Path, options: TeacherOptions, progress: Progress) -> Teacher:
+    """The teacher as the user names it, with one line on what was understood of it."""
+    embedder = open_teacher(Path(teacher), options)
     progress.note(
-        f"{embedder.file.path.name}: embedding from output {embedder.output} ({embedder.why}); "
+        f"{Path(embedder.where).name}: embedding from output {embedder.key.output} ({embedder.why}); "
         f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"
     )
     return embedder
@@ -297,7 +286,7 @@ def _take_stock(folder: str | Path) -> Inventory:
 
 
 def _query(
-    embedder: OnnxEmbedder,
+    embedder: Teacher,
     stock: Inventory,
     ledger: Ledger,
     budget: int | None,
@@ -314,7 +303,7 @@ def _query(
 
 
 def _refuse_shared(
-    embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, progress: Progress, bought: QueryReport
+    embedder: Teacher, stock: Inventory, ledger: Ledger, progress: Progress, bought: QueryReport
 ) -> None:
     """Fail where another process is asking about some of these images; say so where the budget left some out."""
     busy = ledger.elsewhere(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
@@ -326,7 +315,7 @@ def _refuse_shared(
         progress.note(f"{bought.pending:,} images stay without an answer: the budget of {bought.budget:,} is spent")
 
 
-def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":
+def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":
     from distilltool.stages.distill import Answered
 
     vectors = ledger.vectors(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
@@ -341,14 +330,12 @@ def _answers(embedder: OnnxEmbedder, stock: Inventory, ledger: Ledger, bought: Q
     )
 
 
-def _made_from(
-    embedder: OnnxEmbedder, chosen: recipes.Recipe, start: "Start", time_budget: float | None
-) -> dict[str, Any]:
+def _made_from(embedder: Teacher, chosen: recipes.Recipe, start: "Start", time_budget: float | None) -> dict[str, Any]:
     """What a run is made from, as far as it is known before the teacher is asked; the names are for messages."""
     return {
-        "teacher": embedder.file.sha256,
-        "output": embedder.output,
-        "pool": embedder.pool,
+        "teacher": embedder.key.sha256,
+        "output": embedder.key.output,
+        "pool": embedder.key.pool,
         "preprocessing": embedder.preprocess.identity(),
         "recipe": chosen.to_dict(),
         "time budget": time_budget,

@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distilltool.ledger import TeacherKey
 from distilltool.preprocess import Preprocess
 
 
@@ -27,6 +28,25 @@ class Embedder(Protocol):
     def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed images made by `preprocess.prepare`, (N, H, W, 3) uint8 → (N, D) float32, not normalised."""
         ...
+
+
+class Teacher(Embedder, Protocol):
+    """What is asked and paid for: an ONNX file, a server, or answers bought elsewhere.
+
+    key: which answers in a ledger are this teacher's. where: path or address. size_bytes: of its file, 0 where there is
+    none. provider: what computes the answers. why: how its output came to be chosen.
+    """
+
+    @property
+    def key(self) -> TeacherKey: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def why(self) -> str: ...
 
 
 def unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:

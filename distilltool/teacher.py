@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from distilltool.embedder import Embedder
+from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.images import workers
 from distilltool.ledger import TeacherKey
@@ -54,7 +54,16 @@ class OnnxFile:
     size_bytes: int
 
 
-class OnnxEmbedder(Embedder):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherOptions:
+    """What the user says of a teacher. preprocess: `--preprocess` values. output, pool: names, None where unsaid."""
+
+    preprocess: tuple[str, ...] = ()
+    output: str | None = None
+    pool: str | None = None
+
+
+class OnnxEmbedder(Teacher):
     """An ONNX model with one image input, run by onnxruntime on the CPU.
 
     Any batch size is taken: a fixed one is filled up. Outputs of shape (N, D), (N, D, 1, 1) and (N, 1, 1, D) are
@@ -67,7 +76,7 @@ class OnnxEmbedder(Embedder):
         self.file = file
         self.output = output
         self.pool = pool
-        self.why = why
+        self._why = why
         self._session = session
         self._preprocess = preprocess
         self._input = _image_input(file.path, session)
@@ -79,6 +88,21 @@ class OnnxEmbedder(Embedder):
     def name(self) -> str:
         """The file's name without its ending."""
         return self.file.path.stem
+
+    @property
+    def where(self) -> str:
+        """The file's absolute path."""
+        return str(self.file.path.resolve())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, external data included."""
+        return self.file.size_bytes
+
+    @property
+    def why(self) -> str:
+        """How the output came to be chosen."""
+        return self._why
 
     @property
     def dim(self) -> int | None:
@@ -197,26 +221,22 @@ def _pool_tokens(values_NTD: NDArray[np.float32], pool: str) -> NDArray[np.float
 
 
 def open_teacher(
-    path: Path,
-    *,
-    output: str | None = None,
-    pool: str | None = None,
-    preprocess: Sequence[str] = (),
-    known: Preprocess | None = None,
-    threads: int = 0,
+    path: Path, options: TeacherOptions | None = None, *, known: Preprocess | None = None, threads: int = 0
 ) -> OnnxEmbedder:
     """Open an ONNX file as an embedder; every fault of the file is a DistillError of one line.
 
-    preprocess: `--preprocess` values (presets, files, field=value). known: preprocessing that is settled
-    already, as an earlier command recorded it. threads: 0 is every processor we may use.
+    known: preprocessing that is settled already, as an earlier command recorded it. threads: 0 is every processor we
+    may use.
     """
+    options = options or TeacherOptions()
+    pool = options.pool
     if pool is not None and pool not in POOLS:
         raise DistillError(f"there is no pooling {pool!r}", f"use --pool {'|'.join(POOLS)}")
     file = read_file(path)
     session = open_session(path, threads or workers())
     image = _image_input(path, session)
-    settled = known or _resolve_preprocess(file, image, preprocess)
-    chosen, why = _choose_output(session, output)
+    settled = known or _resolve_preprocess(file, image, options.preprocess)
+    chosen, why = _choose_output(session, options.output)
     sides = next(one.shape for one in session.get_outputs() if one.name == chosen)
     several = len(sides) > 2 and sum(side != 1 for side in sides[1:]) > 1
     if several and pool is None:

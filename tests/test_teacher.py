@@ -11,12 +11,19 @@ from builders import Output, onnx_teacher, photo_folder, teacher_map
 from onnx import TensorProto, helper, numpy_helper
 
 from distilltool import images
+from distilltool import teacher as tool
 from distilltool.errors import DistillError
-from distilltool.teacher import OnnxEmbedder, open_teacher, read_file, to_vectors
+from distilltool.teacher import OnnxEmbedder, TeacherOptions, read_file, to_vectors
 
 PRE = ("scale=1/255", "mean=0.4,0.5,0.6", "std=0.2,0.25,0.3")
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
 GEM = 3.0
+
+
+def open_teacher(path: Path, **said: Any) -> OnnxEmbedder:
+    """Open with options as keywords."""
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return tool.open_teacher(path, TeacherOptions(**said))
 
 
 def pixels(count: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:

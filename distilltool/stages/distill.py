@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from distilltool import images, ridge, search, students, train
 from distilltool.augment import shrink
+from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.images import Photo, workers
 from distilltool.preprocess import Preprocess
@@ -24,7 +25,6 @@ from distilltool.report import DistillReport, Fidelity, Interval, StudentReport,
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
-from distilltool.teacher import OnnxEmbedder
 from distilltool.train import Data, Outcome
 
 MIN_IMAGES = 32
@@ -72,7 +72,7 @@ def check_answers(answered: Answered) -> None:
 
 
 def distill(
-    teacher: OnnxEmbedder,
+    teacher: Teacher,
     answered: Answered,
     recipe: Recipe,
     run: RunDir,
@@ -334,7 +334,7 @@ def _verdict(outcome: Outcome) -> str:
 
 def _finish(
     student: Student,
-    teacher: OnnxEmbedder,
+    teacher: Teacher,
     recipe: Recipe,
     run: RunDir,
     report: DistillReport,
@@ -364,11 +364,11 @@ def _finish(
         {
             "report": to_json(report),
             "teacher": {
-                "path": str(teacher.file.path.resolve()),
-                "sha256": teacher.file.sha256,
-                "output": teacher.output,
-                "pool": teacher.pool,
-                "bytes": teacher.file.size_bytes,
+                "path": teacher.where,
+                "sha256": teacher.key.sha256,
+                "output": teacher.key.output,
+                "pool": teacher.key.pool,
+                "bytes": teacher.size_bytes,
                 "space_id": teacher.space_id,
                 "preprocess": teacher.preprocess.to_dict(),
             },

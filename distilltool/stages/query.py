@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import images
+from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Interrupted
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ledger
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
-from distilltool.teacher import OnnxEmbedder
 
 PROBES = 32
 NOT_FINITE = "the teacher's answer is not finite"
@@ -35,7 +35,7 @@ class Asked:
 
 
 def query(
-    teacher: OnnxEmbedder,
+    teacher: Teacher,
     stock: Inventory,
     ledger: Ledger,
     *,
@@ -53,7 +53,7 @@ def query(
     """
     began = time.perf_counter()
     number = ledger.teacher(teacher.key)
-    budget = ledger.budget(teacher.file.sha256, budget)
+    budget = ledger.budget(teacher.key.sha256, budget)
     state = ledger.settled(number, [photo.sha256 for photo in stock.photos])
     missing = [photo for photo in order if photo.sha256 not in state]
     probes = missing[: max(0, PROBES - len(state))]
@@ -63,13 +63,13 @@ def query(
     cached = len(state) - len(failed)
     usable = len(stock.photos) - len(failed) - len(asked.skipped)
     pending = usable - cached - (asked.queried - asked.useless)
-    spent = ledger.spent(teacher.file.sha256)
+    spent = ledger.spent(teacher.key.sha256)
     dim = ledger.dim(number) or teacher.dim or 0
     left = pending if budget is None else max(0, min(pending, budget - spent))
     return QueryReport(
         store=str(ledger.path),
         teacher=TeacherReport(
-            sha256=teacher.file.sha256, dim=dim, output=teacher.output, preprocess=teacher.preprocess.to_dict()
+            sha256=teacher.key.sha256, dim=dim, output=teacher.key.output, preprocess=teacher.preprocess.to_dict()
         ),
         images=usable,
         files=stock.files,
@@ -97,7 +97,7 @@ def _forecast(asked: Asked, left: int, dim: int) -> PlanReport:
 
 
 def ask(
-    teacher: OnnxEmbedder,
+    teacher: Teacher,
     photos: Sequence[Photo],
     ledger: Ledger,
     number: int,
@@ -108,7 +108,7 @@ def ask(
     """Ask about these images batch by batch while threads decode the next ones; stop at the budget."""
     began = time.perf_counter()
     queried, useless, skipped = 0, list[Skipped](), list[Skipped]()
-    room = len(photos) if budget is None else min(len(photos), budget - ledger.spent(teacher.file.sha256))
+    room = len(photos) if budget is None else min(len(photos), budget - ledger.spent(teacher.key.sha256))
     if room <= 0:
         return Asked(queried=0, useless=0, skipped=(), seconds=0.0)
     progress.begin("asking the teacher", room, "images")
@@ -134,7 +134,7 @@ def ask(
 
 
 def _ask_batch(
-    teacher: OnnxEmbedder, arrays: dict[bytes, NDArray[np.uint8]], photos: Sequence[Photo], ledger: Ledger, number: int
+    teacher: Teacher, arrays: dict[bytes, NDArray[np.uint8]], photos: Sequence[Photo], ledger: Ledger, number: int
 ) -> list[Skipped]:
     """One batch, claimed already; its answers are committed before this returns. Lists answers of no use."""
     try:
