@@ -25,12 +25,13 @@ from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError
 from distilltool.images import Inventory
 from distilltool.ledger import Ledger
+from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher, read_file
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered

@@ -30,6 +30,10 @@ class DistillError(Exception):
         return f"{self.message}: {self.fix}"
 
 
+class OutOfMemory(DistillError):
+    """A model needs more memory for a batch than there is; a smaller batch may do."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or a termination signal, raised once the work in hand is safe on disk."""
 

@@ -194,7 +194,7 @@ def test_an_unfinished_run_is_said_to_be_one(good: Path) -> None:
         (["--recipe", "regression", "--set", "space=own"], "space"),
         (["--set", "loss.kl.temperature=2"], "no option temperature"),
         (["--select", "best"], "there is no selection"),
-        (["--output", "nope"], "no output"),
+        (["--output", "nope"], "no tensor"),
         (["--pool", "median"], "no pooling"),
     ],
 )
