@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    teacher = open_teacher(args.teacher, preprocess=args.preprocess)
+    teacher = open_teacher(args.teacher, TeacherOptions(preprocess=tuple(args.preprocess)))
     paths = images.find(args.images)[: args.count]
     arrays, _ = images.load(paths, teacher.preprocess)
     rates: dict[str, list[float]] = {"in_memory": [], "query": []}

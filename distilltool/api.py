@@ -11,7 +11,7 @@ import numpy as np
 from distilltool import extensions, images
 from distilltool import recipe as recipes
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -28,7 +28,7 @@ from distilltool.ledger import Ledger
 from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
-from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
+from distilltool.report import DistillReport, EvalReport, ExportReport, InspectReport, QueryReport, to_json
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
@@ -37,6 +37,30 @@ if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
     from distilltool.students import Start
+
+
+def inspect(
+    model: str | Path,
+    images_dir: str | Path | None = None,
+    *,
+    tensors: bool = False,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    progress: Progress | None = None,
+) -> InspectReport:
+    """Say what is understood of an ONNX file: without running it, then from running it on two images.
+
+    images_dir: with images the vectors are checked for sense too. tensors: list inner tensors that can be embeddings.
+    """
+    from distilltool.stages import inspect as stage
+
+    photos = images.find(Path(images_dir)) if images_dir is not None else []
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    return stage.inspect(Path(model), options, photos, tensors=tensors, preprocess=None, progress=progress or Silent())
 
 
 def query(
@@ -49,7 +73,10 @@ def query(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
     seed: int = 0,
     progress: Progress | None = None,
@@ -61,7 +88,7 @@ def query(
     preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
+    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), watch)
     stock = _take_stock(images_dir)
     with Ledger.open(Path(store)) as ledger:
         return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
@@ -86,7 +113,10 @@ def distill(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
     progress: Progress | None = None,
 ) -> DistillReport:
@@ -105,7 +135,7 @@ def distill(
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
+    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), watch)
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
@@ -146,7 +176,10 @@ def evaluate(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
@@ -160,7 +193,7 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
-    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
     asked = _teacher_of(list(runs.values()), teacher, options, watch)
     embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
@@ -272,6 +305,14 @@ def load_student(run: str | Path) -> "TorchEmbedder":
     return stage.load_student(open_run(Path(run)))
 
 
+def _options(
+    preprocess: Sequence[str], output: str | None, pool: str | None, inputs: Sequence[str], device: str, isolate: bool
+) -> TeacherOptions:
+    return TeacherOptions(
+        preprocess=tuple(preprocess), output=output, pool=pool, inputs=tuple(inputs), device=device, isolate=isolate
+    )
+
+
 def _open(teacher: str | Path, options: TeacherOptions, progress: Progress) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
     embedder = open_teacher(Path(teacher), options)
@@ -292,7 +333,7 @@ def _query(
     ledger: Ledger,
     budget: int | None,
     plan: bool,
-    batch: int,
+    batch: int | None,
     select: str,
     seed: int,
     progress: Progress,

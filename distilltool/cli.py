@@ -10,7 +10,7 @@ import typer
 
 from distilltool import __version__
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -56,11 +56,35 @@ Pre = Annotated[
         ),
     ),
 ]
-Output = Annotated[str | None, typer.Option(metavar="NAME", help="Which output is the embedding.", show_default=False)]
+Output = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which output or inner tensor is the embedding.", show_default=False),
+]
 Pool = Annotated[
     str | None, typer.Option(metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False)
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images the teacher is asked about at once.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images the teacher is asked about at once. (default: as many as fit and pay)", show_default=False
+    ),
+]
+Setting = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        metavar="NAME=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Value of an input beside the image, e.g. training=false. May be repeated.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda|...", help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.")
+]
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Run the model in a child process with limits: for files you do not trust.")
+]
 Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
@@ -86,6 +110,7 @@ def query(
     teacher: Teacher,
     images: Images,
     pre: Pre,
+    settings: Setting,
     store: Store = STORE,
     budget: Budget = None,
     plan: Annotated[
@@ -93,7 +118,9 @@ def query(
     ] = False,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
     json: Json = False,
     quiet: Quiet = False,
@@ -113,6 +140,9 @@ def query(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
             progress=show,
         )
@@ -125,6 +155,17 @@ def distill(
     teacher: Teacher,
     images: Images,
     pre: Pre,
+    given: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="PIXELS|NAME=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="A number: longer side of the student's images (default: the recipe's). A NAME=VALUE: the teacher's "
+            "input beside the image, e.g. training=false; may be repeated.",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Folder of the run. (default: runs/TEACHER-RECIPE)", show_default=False),
@@ -141,16 +182,6 @@ def distill(
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights the student starts from, safetensors.", show_default=False),
-    ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            "--input",
-            metavar="PIXELS",
-            min=16,
-            help="Longer side of the student's images. (default: the recipe's)",
-            show_default=False,
-        ),
     ] = None,
     dim: Annotated[
         int | None,
@@ -183,7 +214,9 @@ def distill(
     store: Store = STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
     json: Json = False,
     quiet: Quiet = False,
@@ -192,6 +225,7 @@ def distill(
 
     def work(show: "Show") -> Any:
         seconds = _seconds(time_budget)
+        input_size, settings = _inputs(given)
         from distilltool import api
 
         return api.distill(
@@ -213,6 +247,9 @@ def distill(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
             progress=show,
         )
@@ -224,6 +261,7 @@ def distill(
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Runs or ONNX files.", show_default=False)],
     pre: Pre,
+    settings: Setting,
     data: Annotated[
         Path,
         typer.Option(
@@ -244,7 +282,9 @@ def evaluate(
     ] = EVALUATION_STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -263,6 +303,9 @@ def evaluate(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             progress=show,
         )
 
@@ -298,6 +341,46 @@ def export(
 
 
 @app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.", show_default=False)],
+    pre: Pre,
+    settings: Setting,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder of images to check its vectors on.", show_default=False),
+    ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the inner tensors that can serve as the embedding.")
+    ] = False,
+    output: Output = None,
+    pool: Pool = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is understood of an ONNX file: inputs, embedding, preprocessing, cost; with images, whether it works."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.inspect(
+            model,
+            images,
+            tensors=tensors,
+            preprocess=pre,
+            output=output,
+            pool=pool,
+            inputs=settings,
+            device=device,
+            isolate=isolate,
+            progress=show,
+        )
+
+    _run(work, json, quiet)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = None,
     json: Json = False,
@@ -314,6 +397,22 @@ def recipes(
         return {"recipes": [reader.load(one) for one in ([name] if name else reader.shipped())]}
 
     _run(work, json, quiet)
+
+
+def _inputs(given: list[str]) -> tuple[int | None, list[str]]:
+    """`--input` of distill: the student's side in pixels where it is a number, else a setting of the teacher's."""
+    sides = [text for text in given if "=" not in text]
+    try:
+        numbers = [int(text) for text in sides]
+    except ValueError:
+        numbers = [0]
+    if len(numbers) > 1 or any(side < 16 for side in numbers):
+        raise DistillError(
+            f"--input {' '.join(sides)} is neither one size nor a setting",
+            "write --input 128 (pixels, 16 or more) or --input training=false",
+            Exit.USAGE,
+        )
+    return (numbers[0] if numbers else None), [text for text in given if "=" in text]
 
 
 def _seconds(text: str | None) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 RUNS = Path("runs")
 STORE = RUNS / "ledger.sqlite"
 EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
-BATCH = 32  # images the teacher is asked about at once
+DEVICE = "cpu"
 RECIPE = "drd"
 SELECTION = "random"
 OPSET = 20

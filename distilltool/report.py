@@ -35,6 +35,54 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReport:
+    """A tensor of a graph. role: what it is for; why: what says so; dynamic: its free axes; layout: of an image."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+    role: str
+    why: str
+    layout: str
+    dynamic: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InspectReport:
+    """What `inspect` understood of a file. embedding: the tensor that would be taken, and `why`; problem: what stands
+    in the way, None where nothing does; tensors: others that can serve, where asked for; flops: of one image of `size`;
+    ms_per_image: at batch 1 or the graph's own; images: how many real ones the warnings rest on."""
+
+    path: str
+    sha256: str
+    bytes: int
+    external: tuple[str, ...]
+    kind: str
+    opset: int
+    ir_version: int
+    domains: dict[str, int]
+    inputs: tuple[TensorReport, ...]
+    outputs: tuple[TensorReport, ...]
+    tensors: tuple[TensorReport, ...] | None
+    embedding: str | None
+    why: str
+    pool: str
+    dim: int | None
+    preprocess: dict[str, Any] | None
+    description: str
+    params: int
+    flops: int | None
+    size: tuple[int, int] | None
+    provider: str | None
+    ms_per_image: float | None
+    images: int
+    skipped: tuple[Skipped, ...]
+    problem: str | None
+    warnings: tuple[str, ...]
+    guess: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
     """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger)."""
 

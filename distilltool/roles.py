@@ -331,6 +331,7 @@ def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tu
                 found.append((value, *role_of(graph, name, shapes)))
             elif name in waists and len(several) > 1 and len(value.shape) in (3, 4):
                 found.append((value, *role_of(graph, name, shapes)))
+    found = [one for one in found if one[1] not in ("logits", "probabilities")]
     return [one for at, one in enumerate(found) if at + 1 == len(found) or found[at + 1][0].shape != one[0].shape]
 
 

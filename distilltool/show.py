@@ -120,8 +120,11 @@ class Show:
         print(text, end="")
 
     def exit_code(self, result: Any) -> Exit:
-        """A rejected export is a failed gate."""
-        from distilltool.report import ExportReport
+        """A rejected export is a failed gate; a file that cannot be a teacher is something to mend."""
+        from distilltool.report import ExportReport, InspectReport
+
+        if isinstance(result, InspectReport) and result.problem is not None:
+            return Exit.FIX
 
         if isinstance(result, ExportReport) and any(one.status != "accepted" for one in result.variants):
             return Exit.GATE
@@ -140,6 +143,7 @@ class Show:
             from distilltool import report
 
             tables = {
+                report.InspectReport: self._inspect,
                 report.QueryReport: self._query,
                 report.DistillReport: self._distill,
                 report.EvalReport: self._eval,
@@ -147,6 +151,48 @@ class Show:
                 dict: self._recipes,
             }
             tables[type(result)](result)
+
+    def _inspect(self, found: Any) -> None:
+        table = _facts()
+        size = f"{found.bytes / 1e6:,.1f} MB" + (
+            f" with {len(found.external)} external files" if found.external else ""
+        )
+        table.add_row("file", escape(_printable(f"{Path(found.path).name}, {size}, sha256 {found.sha256[:12]}…")))
+        table.add_row("kind", found.kind)
+        domains = ", ".join(f"{name} {version}" for name, version in found.domains.items())
+        table.add_row("format", escape(_printable(f"opset {found.opset} (IR {found.ir_version}; {domains})")))
+        for what, ends in (("input", found.inputs), ("output", found.outputs)):
+            for one in ends:
+                table.add_row(what, _tensor(one, one.name == found.embedding))
+        self._inspect_reading(table, found)
+        for place, one in enumerate(found.tensors or ()):
+            table.add_row("" if place else "candidates", _tensor(one, one.name == found.embedding))
+        self._console.print(table)
+        self._skipped(found.skipped)
+        for warning in found.warnings:
+            self.warn(_printable(warning))
+        if found.images and not found.warnings and found.problem is None:
+            self._console.print(f"[green]sound[/] on {found.images} images")
+        if found.problem is not None:
+            self._console.print(f"[red]error:[/] {escape(_printable(found.problem))}", soft_wrap=True)
+
+    def _inspect_reading(self, table: Table, found: Any) -> None:
+        """What is made of the file: embedding, preprocessing, cost."""
+        if found.embedding is not None:
+            pooled = "" if found.pool == "none" else f", pooled by {found.pool}"
+            wide = "" if found.dim is None else f", {found.dim:,} numbers"
+            table.add_row("embedding", f"[bold]{escape(_printable(found.embedding))}[/]{wide}{pooled}")
+            table.add_row("", escape(_printable(found.why)))
+        if found.preprocess is not None:
+            table.add_row("images", escape(_printable(found.description)))
+            table.add_row("", escape(_printable(f"said by {found.preprocess['source']}")))
+        elif found.problem is None:
+            table.add_row("images", "nothing says how they are prepared")
+        table.add_row("weights", f"{found.params / 1e6:,.2f} M")
+        if found.flops is not None and found.size is not None:
+            table.add_row("FLOPs", f"{found.flops / 1e9:,.2f} G for one image of {found.size[0]}×{found.size[1]}")
+        if found.ms_per_image is not None:
+            table.add_row("time", f"{found.ms_per_image:,.1f} ms an image, {1000 / found.ms_per_image:,.0f}/s")
 
     def _query(self, found: Any) -> None:
         table = _facts()
@@ -313,6 +359,14 @@ def _facts() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table
+
+
+def _tensor(one: Any, taken: bool) -> str:
+    """A tensor in one line: name, shape, type, role."""
+    shape = "×".join("?" if side is None else str(side) for side in one.shape)
+    name = escape(_printable(one.name))
+    role = f"{one.role} {one.layout}".strip()
+    return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
 
 
 def _printable(text: str) -> str:

@@ -71,7 +71,7 @@ class OnnxModel:
     @property
     def layout(self) -> str:
         """NCHW or NHWC, by where the three channels are."""
-        return _layout(self.image)
+        return layout_of(self.image)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -296,7 +296,7 @@ def open_model(
     image = the_image(path, graph)
     said = said_of(file, graph, image)
     nominal = nominal_size(image, size, said)
-    shapes = graph.shapes(image.name, nominal, _layout(image))
+    shapes = graph.shapes(image.name, nominal, layout_of(image))
     _check_sizes(path, shapes)
     choice = choose(graph, image.name, shapes, options.output, options.pool)
     feeds = _settings(path, graph, choice, image, options.inputs)
@@ -309,7 +309,7 @@ def open_model(
         image=image,
         settings=tuple(sorted(f"{name}={_text(value)}" for name, (value, _) in feeds.items())),
         said=said,
-        dim=_dim(shapes.get(choice.tensor), choice, _layout(image)),
+        dim=_dim(shapes.get(choice.tensor), choice, layout_of(image)),
         provider=str(session.get_providers()[0]),
         run=_runner(session, choice.tensor, image, feeds),
     )
@@ -362,14 +362,15 @@ def _shape(value: Value) -> str:
     return "×".join("?" if side is None else str(side) for side in value.shape or ())
 
 
-def _layout(image: Value) -> str:
+def layout_of(image: Value) -> str:
+    """NCHW or NHWC, by where an input's three channels are."""
     shape = image.shape or ()
     return "NHWC" if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else "NCHW"
 
 
 def _fixed_size(image: Value) -> tuple[int, int] | None:
     shape = image.shape or ()
-    height, width = shape[1:3] if _layout(image) == "NHWC" else shape[2:4]
+    height, width = shape[1:3] if layout_of(image) == "NHWC" else shape[2:4]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
@@ -521,7 +522,7 @@ def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
 
     A uint8 input says that they go in as they are, leading arithmetic of a known convention what is left to do.
     """
-    said: dict[str, Any] = {"layout": _layout(image), "dtype": image.dtype}
+    said: dict[str, Any] = {"layout": layout_of(image), "dtype": image.dtype}
     if (size := _fixed_size(image)) is not None:
         said["size"] = size
     if image.dtype == "uint8":

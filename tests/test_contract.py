@@ -13,7 +13,8 @@ import distilltool
 from distilltool.cli import app
 from distilltool.errors import Exit
 
-TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch"}
+MODEL_FLAGS = {"--preprocess", "--output", "--pool", "--input", "--device", "--isolate"}
+TEACHER_FLAGS = MODEL_FLAGS | {"--batch"}
 COMMON = {"--json", "--quiet", "-q"}
 FLAGS = {
     "query": TEACHER_FLAGS | COMMON | {"--store", "--budget", "--plan", "--select"},
@@ -24,7 +25,6 @@ FLAGS = {
         "--recipe",
         "--student",
         "--weights",
-        "--input",
         "--dim",
         "--time-budget",
         "--set",
@@ -36,6 +36,7 @@ FLAGS = {
     },
     "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
+    "inspect": MODEL_FLAGS | COMMON | {"--tensors"},
     "recipes": COMMON,
 }
 TEACHER = {"sha256", "dim", "output", "preprocess"}
@@ -113,7 +114,7 @@ def test_exit_codes() -> None:
 
 
 def test_python_functions() -> None:
-    for name in ("query", "distill", "evaluate", "export", "load_student", "DistillError"):
+    for name in ("inspect", "query", "distill", "evaluate", "export", "load_student", "DistillError"):
         assert callable(getattr(distilltool, name))
     assert (Path(distilltool.__file__).parent / "py.typed").exists()
 

@@ -12,7 +12,7 @@ from PIL import Image
 from distilltool.deploy import RESAMPLE
 from distilltool.errors import DistillError
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags, read_file
-from distilltool.teacher import open_teacher
+from distilltool.teacher import TeacherOptions, open_teacher
 
 GRAPH = {"layout": "NCHW", "dtype": "float32", "size": (224, 224)}
 # what black and white pixels become, by the formulas of torchvision, openai/CLIP and keras worked out by hand, in the
@@ -432,7 +432,7 @@ def test_order_of_belief(tmp_path: Path, believed: int, std: float, source: str)
     if believed >= 2:
         sidecar = hugging_face(image_std=[0.2] * 3, size={"height": 32, "width": 32})
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(sidecar))
-    found = open_teacher(path, preprocess=["std=0.4"] if believed >= 4 else ()).preprocess
+    found = open_teacher(path, TeacherOptions(preprocess=("std=0.4",) if believed >= 4 else ())).preprocess
     assert found.std == (std,) * 3
     assert found.source.startswith(source)
 
@@ -493,6 +493,6 @@ def test_means_alone_do_not_say_how_pixels_are_scaled() -> None:
 def test_bytes_go_in_as_they_are_whatever_a_preset_says(tmp_path: Path) -> None:
     """A preset's means are for networks that are fed numbers; with them the same answers would be bought twice."""
     path = onnx_teacher(tmp_path / "model.onnx", dtype="uint8")
-    said, silent = open_teacher(path, preprocess=["caffe", "channels=RGB"]), open_teacher(path)
+    said, silent = open_teacher(path, TeacherOptions(preprocess=("caffe", "channels=RGB"))), open_teacher(path)
     assert (said.preprocess.scale, said.preprocess.mean) == (1.0, (0.0, 0.0, 0.0))
     assert said.key.preprocess == silent.key.preprocess

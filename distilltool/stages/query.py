@@ -10,12 +10,13 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import images
+from distilltool import images, sanity
 from distilltool.embedder import Teacher
-from distilltool.errors import DistillError, Interrupted
+from distilltool.errors import DistillError, Interrupted, OutOfMemory
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ledger
+from distilltool.pace import Pace
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 
@@ -42,7 +43,7 @@ def query(
     order: Sequence[Photo],
     budget: int | None,
     plan: bool,
-    batch: int,
+    batch: int | None,
     progress: Progress,
 ) -> QueryReport:
     """Ask about the images of `stock` that have no answer yet, in `order`, and report.
@@ -102,7 +103,7 @@ def ask(
     ledger: Ledger,
     number: int,
     budget: int | None,
-    batch: int,
+    batch: int | None,
     progress: Progress,
 ) -> Asked:
     """Ask about these images batch by batch while threads decode the next ones; stop at the budget."""
@@ -111,17 +112,22 @@ def ask(
     room = len(photos) if budget is None else min(len(photos), budget - ledger.spent(teacher.key.sha256))
     if room <= 0:
         return Asked(queried=0, useless=0, skipped=(), seconds=0.0)
+    pace = Pace(batch, teacher.provider, teacher.batch)
+    line = _Line(teacher=teacher, ledger=ledger, number=number, pace=pace, progress=progress)
     progress.begin("asking the teacher", room, "images")
-    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * batch)
+    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * pace.largest)
     with stop_gently() as wish:
-        for at in range(0, len(photos), batch):
-            some = photos[at : at + batch]
+        at = 0
+        while at < len(photos):
+            some = photos[at : at + pace.size]
+            at += len(some)
             found = list(zip(some, islice(ready, len(some)), strict=True))
             skipped += [Skipped(path=str(photo.path), reason=it) for photo, it in found if isinstance(it, str)]
             good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
             claimed = ledger.claim(number, list(good), budget)
             if claimed:
-                useless += _ask_batch(teacher, {sha: good[sha] for sha in claimed}, some, ledger, number)
+                bad = line.ask({sha: good[sha] for sha in claimed})
+                useless += [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in some if photo.sha256 in bad]
             queried += len(claimed)
             progress.advance(len(claimed))
             if wish.wanted:
@@ -133,20 +139,50 @@ def ask(
     return Asked(queried=queried, useless=len(useless), skipped=(*skipped, *useless), seconds=seconds)
 
 
-def _ask_batch(
-    teacher: Teacher, arrays: dict[bytes, NDArray[np.uint8]], photos: Sequence[Photo], ledger: Ledger, number: int
-) -> list[Skipped]:
-    """One batch, claimed already; its answers are committed before this returns. Lists answers of no use."""
-    try:
-        vectors = teacher.embed(np.stack(list(arrays.values())))
-    except DistillError:  # it refused: no answer was given, none is counted
-        ledger.release(number, list(arrays))
-        raise
-    finite = np.asarray(np.isfinite(vectors).all(axis=1))
-    good = [sha for sha, ok in zip(arrays, finite, strict=True) if ok]
-    bad = [sha for sha, ok in zip(arrays, finite, strict=True) if not ok]
-    if good:
-        ledger.answer(number, good, vectors[finite], teacher.provider)
-    if bad:
-        ledger.fail(number, bad, NOT_FINITE)
-    return [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in photos if photo.sha256 in bad]
+@dataclass(kw_only=True, slots=True)
+class _Line:
+    """The line to the teacher: claimed images go out, answers are committed as they come back."""
+
+    teacher: Teacher
+    ledger: Ledger
+    number: int
+    pace: Pace
+    progress: Progress
+    checked: bool = False
+
+    def ask(self, arrays: dict[bytes, NDArray[np.uint8]]) -> set[bytes]:
+        """One batch, claimed already; its answers are committed before this returns. Names answers of no use."""
+        waiting, bad = [list(arrays)], set[bytes]()
+        try:
+            while waiting:
+                some = waiting.pop(0)
+                began = time.perf_counter()
+                try:
+                    vectors = self.teacher.embed(np.stack([arrays[sha] for sha in some]))
+                except OutOfMemory:
+                    if len(some) == 1:
+                        raise
+                    self.pace.too_much(len(some))
+                    self.progress.note(f"{len(some)} images at once do not fit into memory; going on with half as many")
+                    waiting = [some[: len(some) // 2], some[len(some) // 2 :], *waiting]
+                    continue
+                self.pace.went(len(some), time.perf_counter() - began)
+                bad |= self._commit(some, vectors)
+        except DistillError:  # it refused: no answer was given, none is counted
+            self.ledger.release(self.number, list(arrays))
+            raise
+        return bad
+
+    def _commit(self, some: list[bytes], vectors: NDArray[np.float32]) -> set[bytes]:
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        good = [sha for sha, ok in zip(some, finite, strict=True) if ok]
+        bad = [sha for sha, ok in zip(some, finite, strict=True) if not ok]
+        if good:
+            self.ledger.answer(self.number, good, vectors[finite], self.teacher.provider)
+        if bad:
+            self.ledger.fail(self.number, bad, NOT_FINITE)
+        if not self.checked and len(good) >= sanity.ENOUGH:
+            self.checked = True
+            for sign in sanity.warnings(vectors[finite]):
+                self.progress.warn(sign)
+        return set(bad)
