@@ -1,9 +1,11 @@
 """The ledger of paid answers: what each teacher was asked, and what it said. Nothing in it is asked for twice."""
 
+import json
 import os
 import socket
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +18,14 @@ from numpy.typing import NDArray
 from distilltool.errors import DistillError
 
 APPLICATION_ID = 0x64697374  # "dist"
-VERSION = 1
+VERSION = 2
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 CHUNK = 500  # rows named in one statement, below SQLite's limit on parameters
 SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
     sha256 TEXT NOT NULL, output TEXT NOT NULL, pool TEXT NOT NULL, preprocess TEXT NOT NULL,
-    source TEXT NOT NULL, dim INTEGER,
+    source TEXT NOT NULL, dim INTEGER, name TEXT,
     UNIQUE (sha256, output, pool, preprocess)
 );
 CREATE TABLE budgets (sha256 TEXT PRIMARY KEY, budget INTEGER NOT NULL);
@@ -33,17 +35,36 @@ CREATE TABLE answers (
     view TEXT NOT NULL DEFAULT '',
     state TEXT NOT NULL CHECK (state IN ('claimed', 'done', 'failed')),
     asked INTEGER NOT NULL,
-    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL,
+    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL, crc INTEGER,
     PRIMARY KEY (teacher, image, view)
 );
+CREATE TABLE guesses (
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, asked INTEGER NOT NULL, passes INTEGER NOT NULL,
+    outcome TEXT NOT NULL, time REAL NOT NULL,
+    PRIMARY KEY (sha256, output)
+);
 """
+# what makes a ledger of each earlier version one of the next
+UPGRADES = {
+    1: """
+ALTER TABLE teachers ADD COLUMN name TEXT;
+ALTER TABLE answers ADD COLUMN crc INTEGER;
+UPDATE answers SET crc=crc32(vector) WHERE state='done';
+CREATE TABLE guesses (
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, asked INTEGER NOT NULL, passes INTEGER NOT NULL,
+    outcome TEXT NOT NULL, time REAL NOT NULL,
+    PRIMARY KEY (sha256, output)
+);
+"""
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherKey:
     """Which answers are interchangeable: the file (external data included), output, pooling, preprocessing.
 
-    sha256: hex. preprocess: `Preprocess.identity()`. source: who said the preprocessing, kept for the record.
+    sha256: hex. preprocess: `Preprocess.identity()`. source: who said the preprocessing; name: what the user calls the
+    teacher; both are kept for the record and are no part of what it is.
     """
 
     sha256: str
@@ -51,6 +72,7 @@ class TeacherKey:
     pool: str
     preprocess: str
     source: str = ""
+    name: str = ""
 
 
 class Ledger:
@@ -74,13 +96,9 @@ class Ledger:
             db = sqlite3.connect(path, timeout=30, isolation_level=None)
             db.execute("PRAGMA synchronous=FULL")
             if fresh:
-                with _transaction(db):
-                    if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                        for statement in SCHEMA.split(";"):
-                            db.execute(statement)
-                        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                        db.execute(f"PRAGMA user_version={VERSION}")
+                _create(db)
             _check(path, db)
+            _upgrade(db)
             db.execute("PRAGMA journal_mode=WAL")
         except (sqlite3.Error, OSError) as error:
             raise DistillError(
@@ -103,9 +121,9 @@ class Ledger:
         values = (key.sha256, key.output, key.pool, key.preprocess)
         with _transaction(self._db):
             self._db.execute(
-                "INSERT INTO teachers (sha256, output, pool, preprocess, source) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO NOTHING",
-                (*values, key.source),
+                "INSERT INTO teachers (sha256, output, pool, preprocess, source, name) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET name=COALESCE(excluded.name, name)",
+                (*values, key.source, key.name or None),
             )
             row = self._db.execute(
                 "SELECT id FROM teachers WHERE sha256=? AND output=? AND pool=? AND preprocess=?", values
@@ -113,12 +131,44 @@ class Ledger:
         return int(row[0])
 
     def spent(self, sha256: str) -> int:
-        """How often this teacher was ever asked, under whatever output or preprocessing."""
+        """How often this teacher was ever asked: images answered under whatever output or preprocessing, and probes."""
         row = self._db.execute(
-            "SELECT COALESCE(SUM(asked), 0) FROM answers JOIN teachers ON teachers.id = teacher WHERE sha256=?",
-            (sha256,),
+            "SELECT (SELECT COALESCE(SUM(asked), 0) FROM answers JOIN teachers ON teachers.id = teacher WHERE sha256=?)"
+            " + (SELECT COALESCE(SUM(asked), 0) FROM guesses WHERE sha256=?)",
+            (sha256, sha256),
         ).fetchone()
         return int(row[0])
+
+    def guess(self, sha256: str, output: str) -> dict[str, Any] | None:
+        """What probing this teacher for its preprocessing came to; None where it was never finished."""
+        row = self._db.execute("SELECT outcome FROM guesses WHERE sha256=? AND output=?", (sha256, output)).fetchone()
+        found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        return found or None
+
+    def reserve_guess(self, sha256: str, output: str, wanted: int, passes: int, budget: int | None) -> int:
+        """Pay for probing so many images before the first is asked about; returns for how many the budget was enough.
+
+        A stop while probing leaves them paid without an outcome, and the next attempt is paid again. passes: how often
+        each image is put to the teacher. budget: as in `claim`.
+        """
+        with _transaction(self._db):
+            granted = wanted if budget is None else max(0, min(wanted, budget - self.spent(sha256)))
+            if granted:
+                self._db.execute(
+                    "INSERT INTO guesses VALUES (?, ?, ?, ?, '{}', ?) ON CONFLICT DO UPDATE SET "
+                    "asked=asked+excluded.asked, passes=excluded.passes, outcome='{}', time=excluded.time",
+                    (sha256, output, granted, passes, time.time()),
+                )
+        return granted
+
+    def keep_guess(self, sha256: str, output: str, asked: int, passes: int, outcome: dict[str, Any]) -> None:
+        """Record what probing came to, JSON values; `asked` images count as spent unless reserved already."""
+        with _transaction(self._db):
+            self._db.execute(
+                "INSERT INTO guesses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET asked=MAX(asked, "
+                "excluded.asked), passes=excluded.passes, outcome=excluded.outcome, time=excluded.time",
+                (sha256, output, asked, passes, json.dumps(outcome, sort_keys=True), time.time()),
+            )
 
     def budget(self, sha256: str, wanted: int | None) -> int | None:
         """The ceiling for this teacher's file from now on: the one given, else the one given last; None for none."""
@@ -173,11 +223,12 @@ class Ledger:
         with _transaction(self._db):
             self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
             self._db.executemany(
-                "UPDATE answers SET state='done', vector=?, provider=?, owner=NULL, time=? "
+                "UPDATE answers SET state='done', vector=?, crc=?, provider=?, owner=NULL, time=? "
                 "WHERE teacher=? AND image=? AND view=''",
                 [
-                    (np.ascontiguousarray(vector, dtype="<f4").tobytes(), provider, time.time(), teacher, image)
+                    (blob, zlib.crc32(blob), provider, time.time(), teacher, image)
                     for image, vector in zip(images, vectors_ND, strict=True)
+                    for blob in [np.ascontiguousarray(vector, dtype="<f4").tobytes()]
                 ],
             )
 
@@ -260,12 +311,38 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         ) from None
 
 
+def _create(db: sqlite3.Connection) -> None:
+    """Make an empty database a ledger, unless another process has been quicker."""
+    with _transaction(db):
+        if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Bring a ledger of an earlier version to this one in one transaction, unless another process has been quicker."""
+    if _version(db) == VERSION:
+        return
+    db.create_function("crc32", 1, zlib.crc32, deterministic=True)
+    with _transaction(db):
+        for version in range(_version(db), VERSION):
+            for statement in UPGRADES[version].split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version={VERSION}")
+
+
 def _check(path: Path, db: sqlite3.Connection) -> None:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DistillError(f"{path} is an SQLite file but no ledger", "choose another file with --store")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
+    version = _version(db)
+    if version != VERSION and version not in UPGRADES:
         raise DistillError(
-            f"the ledger {path} has version {version}, this distilltool reads {VERSION}",
+            f"the ledger {path} has version {version}, this distilltool reads {min(UPGRADES)} to {VERSION}",
             "use the distilltool that wrote it, or another file with --store",
         )
