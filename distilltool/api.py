@@ -28,7 +28,17 @@ from distilltool.ledger import Ledger
 from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
-from distilltool.report import DistillReport, EvalReport, ExportReport, InspectReport, QueryReport, to_json
+from distilltool.report import (
+    DistillReport,
+    EvalReport,
+    ExportReport,
+    InspectReport,
+    LedgerExportReport,
+    LedgerShowReport,
+    LedgerVerifyReport,
+    QueryReport,
+    to_json,
+)
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
@@ -266,6 +276,48 @@ def export(
     )
 
 
+def ledger_show(store: str | Path = STORE) -> LedgerShowReport:
+    """List what a ledger holds: teachers, answers, what was asked and when."""
+    from distilltool.stages import audit
+
+    with Ledger.read(Path(store)) as ledger:
+        return audit.show(ledger)
+
+
+def ledger_verify(store: str | Path = STORE, *, images_dir: str | Path | None = None) -> LedgerVerifyReport:
+    """Check a ledger down to each vector, without changing it; its `faults` are empty where all is well.
+
+    images_dir: also say which of these images have no answer, and which answers are about none of them.
+    """
+    from distilltool.stages import audit
+
+    stock = None if images_dir is None else _take_stock(images_dir)
+    with Ledger.read(Path(store)) as ledger:
+        return audit.verify(ledger, stock)
+
+
+def ledger_export(
+    out: str | Path,
+    *,
+    store: str | Path = STORE,
+    teacher: str | None = None,
+    images_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LedgerExportReport:
+    """Write a ledger's answers to `out`, .parquet, .npz or .csv, which `query --import` reads.
+
+    teacher: how the sha256 of its file begins; None is all. images_dir: where the images are, for their paths.
+    """
+    from distilltool.stages import audit
+
+    stock = None if images_dir is None else _take_stock(images_dir)
+    base = Path(images_dir or "")
+    base = base if base.is_dir() else base.parent
+    paths = {} if stock is None else {photo.sha256: photo.path.relative_to(base) for photo in stock.photos}
+    with Ledger.read(Path(store)) as ledger:
+        return audit.export(ledger, Path(out), teacher or "", paths, progress or Silent())
+
+
 def _teacher_of(
     runs: Sequence[RunDir], path: str | Path | None, options: TeacherOptions, progress: Progress
 ) -> Teacher:
@@ -353,6 +405,8 @@ def _refuse_shared(
         raise DistillError(
             f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
         )
+    if bought.pending and bought.budget is None:  # another process had begun with them, and is gone by now
+        raise DistillError(f"{bought.pending:,} of these images are still without an answer", "run this again")
     if bought.pending:
         progress.note(f"{bought.pending:,} images stay without an answer: the budget of {bought.budget:,} is spent")
 

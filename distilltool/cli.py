@@ -35,6 +35,9 @@ app = typer.Typer(
     "4 too noisy to tell, 130 interrupted (state kept).",
 )
 
+ledger_app = typer.Typer(no_args_is_help=True, help="List, check or export the answers that a ledger holds.")
+app.add_typer(ledger_app, name="ledger")
+
 Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher, an ONNX file.", show_default=False)]
 Images = Annotated[
     Path, typer.Argument(metavar="IMAGES", help="Folder of images, searched recursively.", show_default=False)
@@ -413,6 +416,60 @@ def _inputs(given: list[str]) -> tuple[int | None, list[str]]:
             Exit.USAGE,
         )
     return (numbers[0] if numbers else None), [text for text in given if "=" in text]
+
+
+Beside = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="The folder the answers are about, for paths.", show_default=False),
+]
+
+
+@ledger_app.command("show")
+def ledger_show(store: Store = STORE, json: Json = False, quiet: Quiet = False) -> None:
+    """List what was bought: for which teacher, how much of its budget, and when."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_show(store)
+
+    _run(work, json, quiet)
+
+
+@ledger_app.command("verify")
+def ledger_verify(images: Beside = None, store: Store = STORE, json: Json = False, quiet: Quiet = False) -> None:
+    """Check the file and every answer in it, without changing anything."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_verify(store, images_dir=images)
+
+    _run(work, json, quiet)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write: .parquet, .npz or .csv.", show_default=False)
+    ],
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="SHA", help="Only teachers whose sha256 begins so. (default: all)", show_default=False),
+    ] = None,
+    images: Beside = None,
+    store: Store = STORE,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the answers to a file that `query --import` and others read."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_export(out, store=store, teacher=teacher, images_dir=images, progress=show)
+
+    _run(work, json, quiet)
 
 
 def _seconds(text: str | None) -> float | None:

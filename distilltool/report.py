@@ -238,6 +238,94 @@ class ExportReport:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerTeacher:
+    """What one ledger holds of one teacher. name: its file's, empty where unknown; source: who said the preprocessing;
+    asked: questions for these answers; spent: for its file, whatever the output, probes included; times in UTC, ISO
+    8601; bytes: of the vectors."""
+
+    sha256: str
+    name: str
+    output: str
+    pool: str
+    preprocess: dict[str, Any]
+    source: str
+    dim: int | None
+    done: int
+    failed: int
+    claimed: int
+    asked: int
+    spent: int
+    budget: int | None
+    first: str | None
+    last: str | None
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerGuess:
+    """A teacher that was probed for its preprocessing. asked: images paid for; outcome: {} where it was stopped."""
+
+    sha256: str
+    output: str
+    asked: int
+    passes: int
+    time: str
+    outcome: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerShowReport:
+    """What `ledger show` found. bytes: of the file and the log beside it."""
+
+    store: str
+    version: int
+    bytes: int
+    teachers: tuple[LedgerTeacher, ...]
+    guesses: tuple[LedgerGuess, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerCoverage:
+    """One teacher's answers beside a folder. known: its images that have an answer; unanswered: paths of those that
+    have none; orphans: sha256 of answered images that the folder does not hold."""
+
+    sha256: str
+    output: str
+    known: int
+    unanswered: tuple[str, ...]
+    orphans: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerVerifyReport:
+    """What `ledger verify` found. faults: what is wrong, none where all is well; abandoned: questions somebody began
+    who is gone, which are asked again when they are wanted; coverage: for each teacher, where a folder was given."""
+
+    store: str
+    teachers: int
+    done: int
+    failed: int
+    claimed: int
+    abandoned: int
+    faults: tuple[str, ...]
+    coverage: tuple[LedgerCoverage, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerExportReport:
+    """What `ledger export` wrote. rows: answers; bytes: of the file."""
+
+    store: str
+    file: str
+    format: str
+    teachers: int
+    rows: int
+    bytes: int
+    seconds: float
+
+
 def to_json(report: Any) -> Any:
     """A report as JSON values, field names as in the contract; a figure that has no value is None."""
     if is_dataclass(report) and not isinstance(report, type):

@@ -120,12 +120,14 @@ class Show:
         print(text, end="")
 
     def exit_code(self, result: Any) -> Exit:
-        """A rejected export is a failed gate; a file that cannot be a teacher is something to mend."""
-        from distilltool.report import ExportReport, InspectReport
+        """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
+        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport
 
         if isinstance(result, InspectReport) and result.problem is not None:
             return Exit.FIX
 
+        if isinstance(result, LedgerVerifyReport) and result.faults:
+            return Exit.FIX
         if isinstance(result, ExportReport) and any(one.status != "accepted" for one in result.variants):
             return Exit.GATE
         return Exit.DONE
@@ -148,6 +150,9 @@ class Show:
                 report.DistillReport: self._distill,
                 report.EvalReport: self._eval,
                 report.ExportReport: self._export,
+                report.LedgerShowReport: self._ledger_show,
+                report.LedgerVerifyReport: self._ledger_verify,
+                report.LedgerExportReport: self._ledger_export,
                 dict: self._recipes,
             }
             tables[type(result)](result)
@@ -329,6 +334,51 @@ class Show:
             "of the teacher's neighbours",
         )
 
+    def _ledger_show(self, found: Any) -> None:
+        for one in found.teachers:
+            self._console.print(f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.name))}", soft_wrap=True)
+            table = _facts()
+            table.add_row("output", escape(_output_of(one)))
+            table.add_row("preprocessing", escape(_printable(one.source) or "unknown"))
+            table.add_row("answers", f"{one.done:,} done, {one.failed:,} failed, {one.claimed:,} claimed")
+            limit = "" if one.budget is None else f" of a budget of {one.budget:,}"
+            table.add_row("asked", f"{one.asked:,}; the file in all {one.spent:,}{limit}")
+            table.add_row("when", f"{one.first} to {one.last}" if one.first else "never")
+            table.add_row("vectors", f"{one.bytes / 1e6:,.1f} MB")
+            self._console.print(table)
+        for one in found.guesses:
+            self._console.print(
+                f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.output))}: preprocessing probed with {one.asked:,} "
+                f"images, {one.time}" + ("" if one.outcome else ", not finished")
+            )
+        self._console.print(
+            f"{len(found.teachers):,} teachers, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
+        )
+
+    def _ledger_verify(self, found: Any) -> None:
+        counts = f"{found.done:,} answers of {found.teachers:,} teachers, {found.failed:,} failed"
+        if found.claimed:
+            counts += f", {found.claimed:,} claimed ({found.abandoned:,} by processes that are gone)"
+        if found.faults:
+            more = f" and {len(found.faults) - 1:,} more (--json lists them all)" if len(found.faults) > 1 else ""
+            self.error(DistillError(f"the ledger {found.store} is damaged", f"{found.faults[0]}{more}"))
+        else:
+            self._console.print(f"[green]sound[/] {counts}: {escape(found.store)}", soft_wrap=True)
+        for one in found.coverage:
+            self._console.print(
+                f"{one.sha256[:12]} {escape(_printable(one.output))}: {one.known:,} of these images answered, "
+                f"{len(one.unanswered):,} not, {len(one.orphans):,} answers about others"
+            )
+            for path in one.unanswered[:SKIPPED_SHOWN]:
+                self._console.print(f"  [yellow]no answer[/] {escape(_printable(path))}", soft_wrap=True)
+
+    def _ledger_export(self, found: Any) -> None:
+        self._console.print(
+            f"[green]written[/] {found.rows:,} answers of {found.teachers:,} teachers, {found.bytes / 1e6:,.1f} MB: "
+            f"{escape(found.file)}",
+            soft_wrap=True,
+        )
+
     def _recipes(self, found: dict[str, Any]) -> None:
         table = _facts()
         for one in found["recipes"]:
@@ -367,6 +417,12 @@ def _tensor(one: Any, taken: bool) -> str:
     name = escape(_printable(one.name))
     role = f"{one.role} {one.layout}".strip()
     return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+
+
+def _output_of(one: Any) -> str:
+    """A teacher's output, as `ledger show` names it."""
+    length = "" if one.dim is None else f", {one.dim:,} numbers"
+    return _printable(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
 
 
 def _printable(text: str) -> str:

@@ -165,6 +165,7 @@ class OnnxEmbedder(Teacher):
             pool=self.pool,
             preprocess=self.preprocess.identity(),
             source=self.preprocess.source,
+            name=self.file.path.name,
         )
 
     def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -60,10 +60,11 @@ def query(
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
+    now = ledger.settled(number, [photo.sha256 for photo in stock.photos])  # another process may have shared the work
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
     cached = len(state) - len(failed)
     usable = len(stock.photos) - len(failed) - len(asked.skipped)
-    pending = usable - cached - (asked.queried - asked.useless)
+    pending = max(0, usable - sum(one == "done" for one in now.values()))
     spent = ledger.spent(teacher.key.sha256)
     dim = ledger.dim(number) or teacher.dim or 0
     left = pending if budget is None else max(0, min(pending, budget - spent))
@@ -124,6 +125,7 @@ def ask(
             found = list(zip(some, islice(ready, len(some)), strict=True))
             skipped += [Skipped(path=str(photo.path), reason=it) for photo, it in found if isinstance(it, str)]
             good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
+            ledger.make_sure_of_room(len(good))
             claimed = ledger.claim(number, list(good), budget)
             if claimed:
                 bad = line.ask({sha: good[sha] for sha in claimed})
