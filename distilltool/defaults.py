@@ -11,3 +11,4 @@ SELECTION = "random"
 OPSET = 20
 LATENCY_SECONDS = 20.0
 LATENCY_THREADS = 1
+TIMEOUT = 120.0  # seconds a server may take for one batch

@@ -236,16 +236,23 @@ def open_teacher(
     session = open_session(path, threads or workers())
     image = _image_input(path, session)
     settled = known or _resolve_preprocess(file, image, options.preprocess)
-    chosen, why = _choose_output(session, options.output)
+    chosen, why = choose_output(session.get_outputs(), options.output)
     sides = next(one.shape for one in session.get_outputs() if one.name == chosen)
-    several = len(sides) > 2 and sum(side != 1 for side in sides[1:]) > 1
-    if several and pool is None:
+    return OnnxEmbedder(file, session, chosen, pooling(chosen, sides, pool), why, settled)
+
+
+def pooling(output: str, sides: Sequence[int | str | None], wanted: str | None) -> str:
+    """How an output declared with these sides becomes a vector: "none" where it is one already, else as wanted."""
+    if wanted is not None and wanted not in POOLS:
+        raise DistillError(f"there is no pooling {wanted!r}", f"use --pool {'|'.join(POOLS)}")
+    if len(sides) <= 2 or sum(side != 1 for side in sides[1:]) <= 1:
+        return "none"
+    if wanted is None:
         raise DistillError(
-            f"the output {chosen} is {sides}, not one vector per image",
+            f"the output {output} is {list(sides)}, not one vector per image",
             f"choose a pooling with --pool {'|'.join(POOLS)}, or another --output",
         )
-    pooling = pool if pool is not None and several else "none"
-    return OnnxEmbedder(file, session, chosen, pooling, why, settled)
+    return wanted
 
 
 def read_file(path: Path) -> OnnxFile:
@@ -343,9 +350,8 @@ def _image_input(path: Path, session: ort.InferenceSession) -> Any:
     return images[0]
 
 
-def _choose_output(session: ort.InferenceSession, wanted: str | None) -> tuple[str, str]:
-    """The output that holds the embedding, and why it was taken."""
-    outputs = session.get_outputs()
+def choose_output(outputs: Sequence[Any], wanted: str | None) -> tuple[str, str]:
+    """The output that holds the embedding, and why it was taken; each has a name and a shape."""
     names = [one.name for one in outputs]
     if wanted is not None:
         if wanted not in names:
@@ -363,22 +369,26 @@ def _choose_output(session: ort.InferenceSession, wanted: str | None) -> tuple[s
 
 def _resolve_preprocess(file: OnnxFile, image: Any, flags: Sequence[str]) -> Preprocess:
     """Flag, our metadata, sidecar, graph, in this order of belief; an error with the choices where all are silent."""
-    graph = _said_by_graph(image)
-    sources = [parse_flags(flags), _said_by_metadata(file), _said_by_sidecar(file.path), graph]
+    sources = [parse_flags(flags), _said_by_metadata(file), _said_by_sidecar(file.path)]
+    return settle(file.path.name, sources, said_by_graph(image))
+
+
+def settle(name: str, said: Sequence[dict[str, Any]], graph: dict[str, Any]) -> Preprocess:
+    """One preprocessing out of what was said, the most believed first, and of what the graph declares."""
+    sources = [*said, graph]
     if "size" not in graph and not any("size" in source for source in sources):
         sources.append({"size": (224, 224)})  # what a network of free size was most likely trained at
     found = merge([source for source in sources if source])
     if found is None:
         raise DistillError(
-            f"nothing says how {file.path.name} wants its images prepared",
+            f"nothing says how {name} wants its images prepared",
             f"say it with --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
             f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
         )
     fixed = graph.get("size")
     if fixed and fixed != found.size:
         raise DistillError(
-            f"{file.path.name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says "
-            f"{found.size[0]}x{found.size[1]}",
+            f"{name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says {found.size[0]}x{found.size[1]}",
             f"use --preprocess size={fixed[0]}x{fixed[1]}",
         )
     return found
@@ -412,8 +422,11 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _said_by_graph(image: Any) -> dict[str, Any]:
-    """Layout, dtype and fixed size of the input; a uint8 input also says that pixels go in as they are."""
+def said_by_graph(image: Any) -> dict[str, Any]:
+    """Layout, dtype and fixed size; a uint8 input also says that pixels go in as they are.
+
+    image: an input whose name, shape and type are as onnxruntime has them.
+    """
     shape: Sequence[int | str | None] = image.shape
     last = shape[3] == 3 and shape[1] != 3
     if not last and isinstance(shape[1], int) and shape[1] != 3:
