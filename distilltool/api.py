@@ -1,8 +1,9 @@
 """The four stages as typed functions that take paths; each does everything before it that is still to be done."""
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from distilltool import extensions, images
 from distilltool import recipe as recipes
+from distilltool.bought import BoughtTeacher, is_vectors, open_bought
 from distilltool.defaults import (
     DEVICE,
     EVALUATION_STORE,
@@ -19,15 +21,18 @@ from distilltool.defaults import (
     RECIPE,
     RUNS,
     SELECTION,
+    SERVED_BATCH,
     STORE,
+    TIMEOUT,
 )
 from distilltool.embedder import Embedder, Teacher, unit
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory
-from distilltool.ledger import Ledger
+from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
 from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
+from distilltool.remote import ServedTeacher, is_address, open_server
 from distilltool.report import (
     DistillReport,
     EvalReport,
@@ -89,19 +94,29 @@ def query(
     batch: int | None = None,
     select: str = SELECTION,
     seed: int = 0,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> QueryReport:
     """Ask a teacher about a folder of images, within a budget, and keep its answers in the ledger `store`.
 
+    teacher: an ONNX file; the address of a model on a server, http://host:port/v2/models/NAME; or a file of answers
+    bought elsewhere (.parquet, .npz, .csv), which are taken over without asking anybody.
     budget: the most the teacher may ever be asked in that ledger, from now on; None keeps the one given last. plan: ask
     about 32 images at most and forecast.
-    preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
+    preprocess: values as of `--preprocess`. max_cost: a budget as money, by price_per_query. ambiguous: "skip",
+    "retry" or "fail" where images were sent before and no answer came back; None fails for a server and retries for a
+    file. timeout: seconds a server may take for one batch.
+    Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
-    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), watch)
+    terms = _terms(budget, max_cost, price_per_query, ambiguous)
+    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), timeout, watch)
     stock = _take_stock(images_dir)
     with Ledger.open(Path(store)) as ledger:
-        return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
+        return _query(embedder, stock, Path(images_dir), ledger, terms, plan, batch, select, seed, watch)
 
 
 def distill(
@@ -128,11 +143,16 @@ def distill(
     isolate: bool = False,
     batch: int | None = None,
     select: str = SELECTION,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> DistillReport:
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
 
-    time_budget: seconds of training. changes: `key=value` of the recipe. dim: length of the student's vectors.
+    teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
+    `key=value` of the recipe. dim: length of the student's vectors.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
     from distilltool import students
@@ -145,7 +165,8 @@ def distill(
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
-    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), watch)
+    terms = _terms(budget, max_cost, price_per_query, ambiguous)
+    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), timeout, watch)
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
@@ -165,7 +186,7 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        bought = _query(embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch)
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -190,12 +211,17 @@ def evaluate(
     device: str = DEVICE,
     isolate: bool = False,
     batch: int | None = None,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
 
-    teacher: may be left out where one of the models is a run whose teacher is still where it was. store: the ledger
-    for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was. store:
+    the ledger for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    max_cost, price_per_query, ambiguous, timeout: as in `query`.
     """
     from distilltool import datasets
     from distilltool.stages import evaluate as stage
@@ -204,12 +230,14 @@ def evaluate(
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
     options = _options(preprocess, output, pool, inputs, device, isolate)
-    asked = _teacher_of(list(runs.values()), teacher, options, watch)
+    terms = _terms(None, max_cost, price_per_query, ambiguous)
+    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch)
     embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
     with Ledger.open(Path(store)) as ledger:
         stock = images.take_stock(dataset.paths)
-        bought = _query(asked, stock, ledger, None, False, batch, SELECTION, 0, watch)
+        root = Path(data) if Path(data).is_dir() else Path(data).parent
+        bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
         vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
     dataset, of_row = datasets.merged(dataset, stock.of_path)
@@ -228,7 +256,7 @@ def evaluate(
         rows=tuple(rows),
         vectors=unit(np.stack([vectors[of_row[row]] for row in rows])),
         skipped=bought.skipped,
-        queries={"new": bought.queried, "cached": bought.cached},
+        queries={"new": bought.queried, "cached": bought.cached + bought.imported},
     )
     report = stage.evaluate(embedders, dataset, known, str(data), watch)
     for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
@@ -260,8 +288,11 @@ def export(
     opened = open_run(Path(run))
     student = load_student(run)
     asked = None
-    if teacher is not None or Path(read_json(opened.manifest)["teacher"]["path"]).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(), watch)
+    before = str(teacher or read_json(opened.manifest)["teacher"]["path"])
+    if is_address(before) or is_vectors(Path(before)):
+        watch.note("the teacher is no file that could run here, so the student is timed alone")
+    elif teacher is not None or Path(before).is_file():
+        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch)
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
@@ -319,25 +350,38 @@ def ledger_export(
 
 
 def _teacher_of(
-    runs: Sequence[RunDir], path: str | Path | None, options: TeacherOptions, progress: Progress
+    runs: Sequence[RunDir], wanted: str | Path | None, options: TeacherOptions, timeout: float, progress: Progress
 ) -> Teacher:
     """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
     if not runs:
-        if path is None:
+        if wanted is None:
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
-        return _open(path, options, progress)
+        if is_vectors(Path(wanted)):  # output and pool are for the models then
+            return open_bought(Path(wanted), TeacherOptions())
+        return _open(wanted, options, timeout, progress)
     facts = [read_json(run.manifest)["teacher"] for run in runs]
-    file = Path(path if path is not None else facts[0]["path"])
-    if path is None and not file.is_file():
-        raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
+    named = str(wanted if wanted is not None else facts[0]["path"])
+    if not is_address(named) and wanted is None and not Path(named).is_file():
+        raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
     made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
-    embedder = open_teacher(file, made_with, known=Preprocess.from_dict(facts[0]["preprocess"]))
+    known = Preprocess.from_dict(facts[0]["preprocess"])
+    embedder: Teacher
+    if is_address(named):
+        embedder = open_server(named, made_with, timeout=timeout, progress=progress, known=known)
+    elif is_vectors(Path(named)):
+        embedder = open_bought(Path(named), TeacherOptions())
+    else:
+        embedder = open_teacher(Path(named), made_with, known=known)
     for run, fact in zip(runs, facts, strict=True):
-        if fact["sha256"] != embedder.key.sha256:
-            raise DistillError(
-                f"the run {run.root} was distilled from another teacher than {file}",
-                f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
-            )
+        if fact["sha256"] == embedder.key.sha256:
+            continue
+        if isinstance(embedder, BoughtTeacher) and is_vectors(Path(fact["path"])):
+            progress.warn(f"that {named} holds answers of the same model as {fact['path']} is taken on trust")
+            continue
+        raise DistillError(
+            f"the run {run.root} was distilled from another teacher than {named}",
+            f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
+        )
     return embedder
 
 
@@ -365,8 +409,12 @@ def _options(
     )
 
 
-def _open(teacher: str | Path, options: TeacherOptions, progress: Progress) -> Teacher:
+def _open(teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
+    if is_address(str(teacher)):
+        return _open_served(str(teacher), options, timeout, progress)
+    if is_vectors(Path(teacher)):
+        return _open_bought(Path(teacher), options, progress)
     embedder = open_teacher(Path(teacher), options)
     progress.note(
         f"{Path(embedder.where).name}: embedding from output {embedder.key.output} ({embedder.why}); "
@@ -375,24 +423,97 @@ def _open(teacher: str | Path, options: TeacherOptions, progress: Progress) -> T
     return embedder
 
 
+def _open_served(teacher: str, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
+    embedder = open_server(teacher, options, timeout=timeout, progress=progress)
+    way = "as bytes" if embedder.model.binary else "as JSON"
+    progress.note(
+        f"{embedder.where} on {embedder.provider}: embedding from output {embedder.key.output} ({embedder.why}); "
+        f"images {embedder.preprocess.describe()} ({embedder.preprocess.source}), sent {way}"
+    )
+    return embedder
+
+
+def _open_bought(teacher: Path, options: TeacherOptions, progress: Progress) -> Teacher:
+    embedder = open_bought(teacher, options)
+    view = embedder.preprocess
+    way = view.resize if view.resize_to is None else f"{view.resize} of short side {view.resize_to}"
+    progress.note(
+        f"{teacher.name}: {len(embedder.table.names):,} answers bought elsewhere; the student will look at images "
+        f"{view.size[0]}×{view.size[1]} {way} ({view.source}; --preprocess changes it)"
+    )
+    return embedder
+
+
 def _take_stock(folder: str | Path) -> Inventory:
     return images.take_stock(images.find(Path(folder)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Terms:
+    """On which terms a teacher may be asked. budget: questions; price: of one; ambiguous: None is the teacher's own."""
+
+    budget: int | None
+    price: float | None
+    ambiguous: Ambiguous | None
+
+
+def _terms(budget: int | None, max_cost: float | None, price: float | None, ambiguous: str | None) -> _Terms:
+    """The terms as the user gives them; a largest cost is a budget of as many questions as it buys."""
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise DistillError(f"--price-per-query {price:g} is no price", "give a number above 0", Exit.USAGE)
+    if max_cost is not None:
+        if price is None:
+            raise DistillError(
+                "--max-cost means nothing without a price",
+                "say what one image costs with --price-per-query",
+                Exit.USAGE,
+            )
+        if not (math.isfinite(max_cost) and max_cost >= 0):
+            raise DistillError(f"--max-cost {max_cost:g} is no amount", "give a number, 0 or more", Exit.USAGE)
+        bought = math.floor(max_cost / price * (1 + 1e-9))  # 0.3 buys 3 at 0.1, though 0.3 / 0.1 is a little less
+        budget = bought if budget is None else min(budget, bought)
+    for known in AMBIGUOUS:
+        if ambiguous == known:
+            return _Terms(budget=budget, price=price, ambiguous=known)
+    if ambiguous is not None:
+        raise DistillError(f"--ambiguous {ambiguous} is unknown", f"use one of {', '.join(AMBIGUOUS)}", Exit.USAGE)
+    return _Terms(budget=budget, price=price, ambiguous=None)
 
 
 def _query(
     embedder: Teacher,
     stock: Inventory,
+    root: Path,
     ledger: Ledger,
-    budget: int | None,
+    terms: _Terms,
     plan: bool,
     batch: int | None,
     select: str,
     seed: int,
     progress: Progress,
 ) -> QueryReport:
+    """Ask a teacher that can be asked, take over the answers of one that cannot. root: where the images are."""
+    if isinstance(embedder, BoughtTeacher):
+        if plan:
+            raise DistillError(
+                "--plan forecasts what asking takes, and answers bought elsewhere are not asked for",
+                "leave it away: importing costs nothing",
+                Exit.USAGE,
+            )
+        return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
+    served = isinstance(embedder, ServedTeacher)
     order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
     return query_stage.query(
-        embedder, stock, ledger, order=order, budget=budget, plan=plan, batch=batch, progress=progress
+        embedder,
+        stock,
+        ledger,
+        order=order,
+        budget=terms.budget,
+        plan=plan,
+        batch=embedder.largest(batch or SERVED_BATCH) if isinstance(embedder, ServedTeacher) else batch,
+        ambiguous=terms.ambiguous or ("fail" if served else "retry"),
+        price=terms.price,
+        progress=progress,
     )
 
 
@@ -405,10 +526,14 @@ def _refuse_shared(
         raise DistillError(
             f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
         )
-    if bought.pending and bought.budget is None:  # another process had begun with them, and is gone by now
+    ours = not isinstance(embedder, BoughtTeacher)
+    if ours and bought.pending > bought.ambiguous and bought.budget is None:  # of a process that is gone
         raise DistillError(f"{bought.pending:,} of these images are still without an answer", "run this again")
     if bought.pending:
-        progress.note(f"{bought.pending:,} images stay without an answer: the budget of {bought.budget:,} is spent")
+        why = "they were sent before and no answer came back" if bought.ambiguous else "nothing was bought about them"
+        if bought.pending > bought.ambiguous and bought.budget is not None:
+            why = f"the budget of {bought.budget:,} is spent"
+        progress.note(f"{bought.pending:,} images stay without an answer: {why}")
 
 
 def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":

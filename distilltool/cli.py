@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -18,6 +18,7 @@ from distilltool.defaults import (
     RECIPE,
     SELECTION,
     STORE,
+    TIMEOUT,
 )
 from distilltool.errors import DistillError, Exit
 
@@ -38,10 +39,57 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="List, check or export the answers that a ledger holds.")
 app.add_typer(ledger_app, name="ledger")
 
-Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher, an ONNX file.", show_default=False)]
-Images = Annotated[
-    Path, typer.Argument(metavar="IMAGES", help="Folder of images, searched recursively.", show_default=False)
+Teacher = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEACHER",
+        help="The teacher: an ONNX file, a model's address on a server, or a file of answers bought elsewhere. "
+        "Left out where --import or --teacher-url names it.",
+        show_default=False,
+    ),
 ]
+Images = Annotated[
+    str | None, typer.Argument(metavar="IMAGES", help="Folder of images, searched recursively.", show_default=False)
+]
+Import = Annotated[
+    Path | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        help="Take over answers bought elsewhere: .parquet, .npz or .csv, path or sha256 of each image and its vector.",
+        show_default=False,
+    ),
+]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask a model on a server by the Open Inference Protocol v2: http://host:port/v2/models/NAME. "
+        "A token is taken from the variable DISTILLTOOL_TOKEN.",
+        show_default=False,
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        metavar="AMOUNT",
+        help="The most that asking may ever cost in this ledger: a --budget of AMOUNT / PRICE.",
+        show_default=False,
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price-per-query", metavar="PRICE", help="What asking about one image costs.", show_default=False),
+]
+Ambiguous = Annotated[
+    str | None,
+    typer.Option(
+        metavar="skip|retry|fail",
+        help="Images sent before whose answer never came. (default: fail for a server, retry for a file)",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds a server may take for one batch.")]
 Store = Annotated[Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.")]
 Budget = Annotated[
     int | None, typer.Option(min=1, help="The most the teacher may ever be asked in this ledger.", show_default=False)
@@ -111,9 +159,11 @@ def _main(
 @app.command()
 def query(
     teacher: Teacher,
-    images: Images,
     pre: Pre,
     settings: Setting,
+    images: Images = None,
+    import_file: Import = None,
+    teacher_url: TeacherUrl = None,
     store: Store = STORE,
     budget: Budget = None,
     plan: Annotated[
@@ -125,17 +175,22 @@ def query(
     device: Device = DEVICE,
     isolate: Isolate = False,
     select: Select = SELECTION,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask the teacher about images, within a budget, and keep each answer in the ledger."""
 
     def work(show: "Show") -> Any:
+        named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
         return api.query(
-            teacher,
-            images,
+            named,
+            folder,
             store=store,
             budget=budget,
             plan=plan,
@@ -147,6 +202,10 @@ def query(
             isolate=isolate,
             inputs=settings,
             select=select,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -156,7 +215,6 @@ def query(
 @app.command()
 def distill(
     teacher: Teacher,
-    images: Images,
     pre: Pre,
     given: Annotated[
         list[str],
@@ -169,6 +227,9 @@ def distill(
             "input beside the image, e.g. training=false; may be repeated.",
         ),
     ],
+    images: Images = None,
+    import_file: Import = None,
+    teacher_url: TeacherUrl = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Folder of the run. (default: runs/TEACHER-RECIPE)", show_default=False),
@@ -221,6 +282,10 @@ def distill(
     device: Device = DEVICE,
     isolate: Isolate = False,
     select: Select = SELECTION,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -229,11 +294,12 @@ def distill(
     def work(show: "Show") -> Any:
         seconds = _seconds(time_budget)
         input_size, settings = _inputs(given)
+        named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
         return api.distill(
-            teacher,
-            images,
+            named,
+            folder,
             recipe=recipe,
             out=out,
             student=student,
@@ -254,6 +320,10 @@ def distill(
             isolate=isolate,
             inputs=settings,
             select=select,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -272,7 +342,12 @@ def evaluate(
         ),
     ],
     teacher: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The teacher. (default: the run's)", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="The teacher: an ONNX file, a model's address, or a file of answers. (default: the run's)",
+            show_default=False,
+        ),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -288,6 +363,10 @@ def evaluate(
     batch: Batch = None,
     device: Device = DEVICE,
     isolate: Isolate = False,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -309,6 +388,10 @@ def evaluate(
             device=device,
             isolate=isolate,
             inputs=settings,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -470,6 +553,38 @@ def ledger_export(
         return api.ledger_export(out, store=store, teacher=teacher, images_dir=images, progress=show)
 
     _run(work, json, quiet)
+
+
+class _Asked(NamedTuple):
+    """Who is asked about which folder."""
+
+    teacher: str
+    images: str
+
+
+def _asked(first: str, second: str | None, import_file: Path | None, url: str | None) -> _Asked:
+    """Sort out TEACHER and IMAGES: where an option names the teacher, the only argument is the images."""
+    options = [str(one) for one in (import_file, url) if one is not None]
+    if len(options) + (second is not None) > 1:
+        raise DistillError(
+            "the teacher is named more than once", "give one of TEACHER, --import and --teacher-url", Exit.USAGE
+        )
+    if options:
+        _check_spelling(import_file, url)
+        return _Asked(options[0], first)
+    if second is None:
+        raise DistillError("IMAGES is missing", "name the teacher, then the folder of images", Exit.USAGE)
+    return _Asked(first, second)
+
+
+def _check_spelling(import_file: Path | None, url: str | None) -> None:
+    """Each of the two options takes its own kind of teacher."""
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise DistillError("--teacher-url holds no address", "it begins with http:// or https://", Exit.USAGE)
+    if import_file is not None and import_file.suffix.lower() not in (".parquet", ".npz", ".csv"):
+        raise DistillError(
+            f"--import {import_file} is no file of vectors", "its ending must be .parquet, .npz or .csv", Exit.USAGE
+        )
 
 
 def _seconds(text: str | None) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -21,6 +21,8 @@ from distilltool.errors import DistillError
 
 APPLICATION_ID = 0x64697374  # "dist"
 VERSION = 2
+Ambiguous = Literal["skip", "retry", "fail"]  # what becomes of claims whose process is gone without an answer
+AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
@@ -201,15 +203,24 @@ class Ledger:
         """How many of the images another process is asking about right now."""
         return sum(self._is_alive(*row) for row in self._rows("owner, time", "state='claimed'", teacher, images))
 
+    def unsure(self, teacher: int, images: Sequence[bytes]) -> set[bytes]:
+        """Those of the images that were asked about by a process that is gone: whether they were answered, and charged
+        for, nobody knows."""
+        rows = self._rows("image, owner, time", "state='claimed'", teacher, images)
+        return {image for image, owner, claimed in rows if not self._is_alive(owner, claimed)}
+
     def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
         """The state, "done" or "failed", of those of the images that need not be asked about again."""
         return dict(self._rows("image, state", "state!='claimed'", teacher, images))
 
-    def claim(self, teacher: int, images: Sequence[bytes], budget: int | None) -> list[bytes]:
+    def claim(
+        self, teacher: int, images: Sequence[bytes], budget: int | None, ambiguous: Ambiguous = "retry"
+    ) -> list[bytes]:
         """Claim those images that nobody has answered or is asking now, as far as the budget goes.
 
         budget: the most that may ever be spent on this teacher's file, counted as in `spent`; None is no limit.
-        A claim whose process is gone is taken over and counts again: the teacher may have been asked.
+        ambiguous: a claim whose process is gone is taken over and counts again ("retry": the teacher may have been
+        asked), left alone ("skip"), or the reason for a DistillError ("fail").
         """
         claimed: list[bytes] = []
         with self._transaction():
@@ -223,6 +234,10 @@ class Ledger:
                 ).fetchone()
                 if row is not None and (row[0] != "claimed" or self._is_alive(row[1], row[2])):
                     continue
+                if row is not None and ambiguous != "retry":
+                    if ambiguous == "skip":
+                        continue
+                    raise unsure_claims(1)
                 self._db.execute(
                     "INSERT INTO answers (teacher, image, state, asked, owner, time) VALUES (?, ?, 'claimed', 1, ?, ?) "
                     "ON CONFLICT DO UPDATE SET state='claimed', asked=asked+1, owner=excluded.owner, "
@@ -244,14 +259,28 @@ class Ledger:
                 "make room and run the same command again; nothing is lost",
             )
 
-    def answer(self, teacher: int, images: Sequence[bytes], vectors_ND: NDArray[np.float32], provider: str) -> None:
-        """Commit answers to claimed images, (N, D) float32.
+    def answer(
+        self,
+        teacher: int,
+        images: Sequence[bytes],
+        vectors_ND: NDArray[np.float32],
+        provider: str,
+        *,
+        bought: bool = False,
+    ) -> None:
+        """Commit answers to claimed images, (N, D) float32; bought elsewhere, they need no claim and count as unasked.
 
         The first answer stands: where a claim was taken over meanwhile and answered by whoever took it, this one is
         dropped. Raises DistillError for vectors of another length than this teacher's others.
         """
         dim = vectors_ND.shape[1]
         with self._transaction():
+            if bought:
+                self._db.executemany(
+                    "INSERT INTO answers (teacher, image, state, asked, time) VALUES (?, ?, 'claimed', 0, ?) "
+                    "ON CONFLICT DO NOTHING",
+                    [(teacher, image, time.time()) for image in images],
+                )
             self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
             if (before := self.dim(teacher)) != dim:
                 raise DistillError(
@@ -344,6 +373,14 @@ class Ledger:
         if host != socket.gethostname():
             return abs(time.time() - claimed) < STALE  # nor is a claim from the future one for ever
         return _started(int(pid)) == started
+
+
+def unsure_claims(count: int) -> DistillError:
+    """The error for images that a process was asking about when it ended, where the user has not said what to do."""
+    return DistillError(
+        f"{count} images were sent to this teacher before and no answer came back; it may have counted them",
+        "say --ambiguous retry to ask about them once more, or --ambiguous skip to leave them out",
+    )
 
 
 def _started(pid: int) -> str:

@@ -84,19 +84,24 @@ class InspectReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
-    """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger)."""
+    """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger); cost: in
+    the unit of the price, None without one."""
 
     queries: int
     seconds: float
     memory_bytes: int
     disk_bytes: int
     probed: int
+    cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryReport:
     """What `query` did. images: distinct readable ones; queried: asked now; cached: answered before;
-    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it."""
+    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it.
+    imported: answers bought elsewhere and taken over now; unmatched: answers offered that belong to no image here;
+    ambiguous: of the pending, those sent before without an answer; cost: of all that was ever asked, None without a
+    price."""
 
     store: str
     teacher: TeacherReport
@@ -111,6 +116,10 @@ class QueryReport:
     skipped: tuple[Skipped, ...]
     seconds: float
     plan: PlanReport | None = None
+    imported: int = 0
+    unmatched: int = 0
+    ambiguous: int = 0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

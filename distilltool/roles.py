@@ -1,7 +1,7 @@
 """What the inputs and tensors of a graph are for: which one is the image, which one the embedding, and why."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool.errors import DistillError
-from distilltool.graph import MOVES, Graph, Value, sides
+from distilltool.graph import MOVES, Graph, Shape, Value, sides
 from distilltool.preprocess import NORMALISATIONS
 
 InputRole = Literal["image", "text", "setting", "other"]
@@ -258,6 +258,49 @@ def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | 
     )
 
 
+def choose_declared(outputs: Sequence[Value], wanted: str | None, pool: str | None) -> Choice:
+    """Choose among outputs of which only name and shape are known, as a server declares them."""
+    names = [one.name for one in outputs]
+    low = [name.lower() for name in names]
+    known = [names[low.index(name)] for name in EMBEDDING_NAMES if name in low]
+    vectors = [
+        one.name
+        for one in outputs
+        if len(sides(one.shape)) <= 1 and not any(s in one.name.lower() for s in SCORE_NAMES)
+    ]
+    if wanted is not None and wanted not in names:
+        raise DistillError(f"the model has no output {wanted!r}", f"its outputs are {', '.join(names)}")
+    name, why = next(
+        (group[0], why)
+        for group, why in (
+            ([wanted] if wanted is not None else [], "asked for"),
+            (names if len(names) == 1 else [], "the only output"),
+            (known, f"its name, out of {', '.join(names)}"),
+            (vectors or names, f"the first that looks like a vector, out of {', '.join(names)}"),
+        )
+        if group
+    )
+    shape = next(one.shape for one in outputs if one.name == name)
+    several = len(sides(shape)) > 1
+    if several and pool is None:
+        raise _no_vector(name, shape or (), "output")
+    return Choice(
+        tensor=name,
+        role="feature map" if several else "embedding",
+        why=why,
+        pool=pool if pool is not None and several else "none",
+        channels_last=None,
+    )
+
+
+def _no_vector(name: str, shape: Shape, role: str) -> DistillError:
+    sides_said = "×".join("?" if one is None else str(one) for one in shape)
+    return DistillError(
+        f"the output {name} is {sides_said}, a {role}, not one vector per image",
+        "choose a pooling with --pool avg|max|gem|cls, or another --output",
+    )
+
+
 def _fillable(value: Value, image: str) -> bool:
     return value.name == image or input_role(value) == "setting"
 
@@ -281,10 +324,7 @@ def _as_choice(
     shape = shapes[name].shape if name in shapes else None
     several = shape is None or len(sides(shape)) > 1
     if several and pool is None and shape is not None:
-        raise DistillError(
-            f"the output {name} is {'×'.join(str(one) for one in shape)}, a {role}, not one vector per image",
-            "choose a pooling with --pool avg|max|gem|cls, or another --output",
-        )
+        raise _no_vector(name, shape, role)
     return Choice(
         tensor=name,
         role=role,

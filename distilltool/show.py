@@ -208,14 +208,23 @@ class Show:
             f"{found.images:,} distinct in {found.files:,} files"
             + (f", {found.duplicates:,} duplicates" if found.duplicates else ""),
         )
+        if found.imported or found.unmatched:
+            elsewhere = f" ({found.unmatched:,} more belong to no image here)" if found.unmatched else ""
+            table.add_row("imported now", f"{found.imported:,}{elsewhere}")
         table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
         table.add_row("known before", f"{found.cached:,}")
         table.add_row("asked ever", f"{found.spent:,}{budget}")
+        if found.cost is not None:
+            table.add_row("cost so far", f"{found.cost:,.6g}")
         if found.pending:
             table.add_row(
                 "still open",
                 f"{found.pending:,}"
                 + (" (raise --budget to ask about them)" if found.budget and not found.plan else ""),
+            )
+        if found.ambiguous:
+            table.add_row(
+                "left out", f"{found.ambiguous:,} sent before without an answer (--ambiguous retry asks again)"
             )
         table.add_row("ledger", escape(found.store))
         if found.plan is not None:
@@ -223,7 +232,8 @@ class Show:
             table.add_row(
                 "[bold]forecast[/]",
                 f"{plan.queries:,} more queries, {_duration(plan.seconds)}, "
-                f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk",
+                f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk"
+                + (f", cost {plan.cost:,.6g}" if plan.cost is not None else ""),
             )
         self._console.print(table)
         self._skipped(found.skipped)
@@ -295,11 +305,12 @@ class Show:
             cells = [None if theirs is None else theirs[key], getattr(ours, key)]
             table.add_row(label, *(f"{cell:.2f}" if cell is not None else "–" for cell in cells), factor)
             factor = ""
+        size = teacher["bytes"]  # 0 where the teacher is no file
         table.add_row(
             "MB",
-            f"{teacher['bytes'] / 1e6:.1f}",
+            f"{size / 1e6:.1f}" if size else "–",
             f"{variant.bytes / 1e6:.1f}",
-            _times(teacher["bytes"] / variant.bytes, "smaller", "larger"),
+            _times(size / variant.bytes, "smaller", "larger") if size else "",
         )
         self._console.print(table)
         threads = f"{ours.threads} thread" + ("s" if ours.threads > 1 else "")

@@ -76,7 +76,7 @@ class OnnxModel:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width where the graph fixes them."""
-        return _fixed_size(self.image)
+        return fixed_size(self.image)
 
 
 Guess = Callable[[OnnxModel, Sequence[Mapping[str, Any]]], Preprocess | None]
@@ -278,7 +278,7 @@ def open_teacher(
     sources = [source for source in (flags, *model.said) if source]
     settled = known or resolve(model, sources) or (guess(model, sources) if guess else None)
     if settled is None:
-        raise unknown_preprocess(path)
+        raise unknown_preprocess(path.name)
     return OnnxEmbedder(model, settled)
 
 
@@ -369,7 +369,8 @@ def layout_of(image: Value) -> str:
     return "NHWC" if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else "NCHW"
 
 
-def _fixed_size(image: Value) -> tuple[int, int] | None:
+def fixed_size(image: Value) -> tuple[int, int] | None:
+    """Height and width where an input's shape fixes them."""
     shape = image.shape or ()
     height, width = shape[1:3] if layout_of(image) == "NHWC" else shape[2:4]
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
@@ -377,7 +378,7 @@ def _fixed_size(image: Value) -> tuple[int, int] | None:
 
 def nominal_size(image: Value, wanted: tuple[int, int] | None, said: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Height and width to infer shapes with: the graph's own, those asked for, those said, else the usual."""
-    if (fixed := _fixed_size(image)) is not None:
+    if (fixed := fixed_size(image)) is not None:
         return fixed
     if wanted is not None:
         return wanted
@@ -469,22 +470,29 @@ def said_of(file: OnnxFile, graph: Graph, image: Value) -> tuple[dict[str, Any],
 
 def resolve(model: OnnxModel, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
     """Lay the sources over each other; None where none says how pixels are scaled."""
-    if model.size is None and not any("size" in source for source in sources):
+    return settle(model.file.path.name, model.size, sources)
+
+
+def settle(name: str, fixed: tuple[int, int] | None, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
+    """One preprocessing out of what was said, the most believed first; None where none says how pixels are scaled.
+
+    name: of the model, for messages. fixed: height and width that it takes and no other, None where they are free.
+    """
+    if fixed is None and not any("size" in source for source in sources):
         sources = [*sources, {"size": (USUAL_SIDE, USUAL_SIDE)}]
     found = merge(sources)
-    if found is not None and model.size is not None and model.size != found.size:
+    if found is not None and fixed is not None and fixed != found.size:
         raise DistillError(
-            f"{model.file.path.name} takes images of {model.size[0]}x{model.size[1]}, the preprocessing says "
-            f"{found.size[0]}x{found.size[1]}",
-            f"use --preprocess size={model.size[0]}x{model.size[1]}",
+            f"{name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says {found.size[0]}x{found.size[1]}",
+            f"use --preprocess size={fixed[0]}x{fixed[1]}",
         )
     return found
 
 
-def unknown_preprocess(path: Path, seen: str = "") -> DistillError:
+def unknown_preprocess(name: str, seen: str = "") -> DistillError:
     """The error where nothing says how images are prepared. seen: what a guess came to."""
     return DistillError(
-        f"nothing says how {path.name} wants its images prepared{seen}",
+        f"nothing says how {name} wants its images prepared{seen}",
         f"say it with --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
         f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
     )
@@ -519,14 +527,16 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
-    """Layout, dtype and fixed size of the input, and what the graph itself does to pixels.
+    """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
+    said = declared(image)
+    return said if image.dtype == "uint8" else said | said_by_head(graph, image.name)
 
-    A uint8 input says that they go in as they are, leading arithmetic of a known convention what is left to do.
-    """
+
+def declared(image: Value) -> dict[str, Any]:
+    """Layout, dtype and fixed size of an input; a uint8 one also says that pixels go in as they are."""
     said: dict[str, Any] = {"layout": layout_of(image), "dtype": image.dtype}
-    if (size := _fixed_size(image)) is not None:
+    if (size := fixed_size(image)) is not None:
         said["size"] = size
     if image.dtype == "uint8":
-        plain = {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "said_by": "graph (uint8 input)"}
-        return said | plain
-    return said | said_by_head(graph, image.name)
+        said |= {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "said_by": "graph (uint8 input)"}
+    return said

@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import images, sanity
+from distilltool.bought import BoughtTeacher, Matched
 from distilltool.embedder import Teacher
-from distilltool.errors import DistillError, Interrupted, OutOfMemory
+from distilltool.errors import DistillError, Interrupted, OutOfMemory, Unsure
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
-from distilltool.ledger import Ledger
+from distilltool.ledger import Ambiguous, Ledger, unsure_claims
 from distilltool.pace import Pace
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 
 PROBES = 32
 NOT_FINITE = "the teacher's answer is not finite"
+CHUNK = 4096  # bought answers in one transaction
 ROW_OVERHEAD = 160  # bytes of an answer in SQLite beyond its vector: key, state, index entry
 
 
@@ -44,21 +46,28 @@ def query(
     budget: int | None,
     plan: bool,
     batch: int | None,
+    ambiguous: Ambiguous = "retry",
+    price: float | None = None,
     progress: Progress,
 ) -> QueryReport:
     """Ask about the images of `stock` that have no answer yet, in `order`, and report.
 
     budget: the most the teacher may ever be asked in this ledger, from now on; None keeps the one given last.
-    plan: ask about 32 images at most and forecast.
+    plan: ask about 32 images at most and forecast. ambiguous: as in `Ledger.claim`. price: of one question.
     Raises Interrupted after Ctrl-C, with every answer kept.
     """
     began = time.perf_counter()
     number = ledger.teacher(teacher.key)
     budget = ledger.budget(teacher.key.sha256, budget)
-    state = ledger.settled(number, [photo.sha256 for photo in stock.photos])
-    missing = [photo for photo in order if photo.sha256 not in state]
+    contents = [photo.sha256 for photo in stock.photos]
+    state = ledger.settled(number, contents)
+    unsure = ledger.unsure(number, contents)
+    if unsure and ambiguous == "fail":
+        raise unsure_claims(len(unsure))
+    left_out = unsure if ambiguous == "skip" else set()
+    missing = [photo for photo in order if photo.sha256 not in state and photo.sha256 not in left_out]
     probes = missing[: max(0, PROBES - len(state))]
-    asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress)
+    asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress, ambiguous)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
     now = ledger.settled(number, [photo.sha256 for photo in stock.photos])  # another process may have shared the work
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
@@ -67,7 +76,8 @@ def query(
     pending = max(0, usable - sum(one == "done" for one in now.values()))
     spent = ledger.spent(teacher.key.sha256)
     dim = ledger.dim(number) or teacher.dim or 0
-    left = pending if budget is None else max(0, min(pending, budget - spent))
+    open_to_us = pending - len(left_out)
+    left = open_to_us if budget is None else max(0, min(open_to_us, budget - spent))
     return QueryReport(
         store=str(ledger.path),
         teacher=TeacherReport(
@@ -83,11 +93,46 @@ def query(
         budget=budget,
         skipped=skipped,
         seconds=time.perf_counter() - began,
-        plan=_forecast(asked, left, dim) if plan else None,
+        plan=_forecast(asked, left, dim, price) if plan else None,
+        ambiguous=len(left_out),
+        cost=None if price is None else spent * price,
     )
 
 
-def _forecast(asked: Asked, left: int, dim: int) -> PlanReport:
+def bring_in(teacher: BoughtTeacher, found: Matched, stock: Inventory, ledger: Ledger) -> QueryReport:
+    """Take over the answers that a file has about the images of `stock`; nobody is asked and nothing is spent."""
+    began = time.perf_counter()
+    number = ledger.teacher(teacher.key)
+    state = ledger.settled(number, list(found.rows))
+    fresh = [image for image in found.rows if image not in state]
+    for at in range(0, len(fresh), CHUNK):
+        some = fresh[at : at + CHUNK]
+        vectors = teacher.vectors[[found.rows[image] for image in some]]
+        ledger.answer(number, some, vectors, teacher.provider, bought=True)
+    return QueryReport(
+        store=str(ledger.path),
+        teacher=TeacherReport(
+            sha256=teacher.key.sha256,
+            dim=teacher.dim or 0,
+            output=teacher.key.output,
+            preprocess=teacher.preprocess.to_dict(),
+        ),
+        images=len(stock.photos),
+        files=stock.files,
+        duplicates=stock.duplicates,
+        queried=0,
+        cached=len(state),
+        pending=len(stock.photos) - len(found.rows),
+        spent=ledger.spent(teacher.key.sha256),
+        budget=None,
+        skipped=stock.skipped,
+        seconds=time.perf_counter() - began,
+        imported=len(fresh),
+        unmatched=found.unmatched,
+    )
+
+
+def _forecast(asked: Asked, left: int, dim: int, price: float | None) -> PlanReport:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return PlanReport(
         queries=left,
@@ -95,6 +140,7 @@ def _forecast(asked: Asked, left: int, dim: int) -> PlanReport:
         memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
         disk_bytes=left * (4 * dim + ROW_OVERHEAD),
         probed=asked.queried,
+        cost=None if price is None else left * price,
     )
 
 
@@ -106,6 +152,7 @@ def ask(
     budget: int | None,
     batch: int | None,
     progress: Progress,
+    ambiguous: Ambiguous = "retry",
 ) -> Asked:
     """Ask about these images batch by batch while threads decode the next ones; stop at the budget."""
     began = time.perf_counter()
@@ -126,7 +173,7 @@ def ask(
             skipped += [Skipped(path=str(photo.path), reason=it) for photo, it in found if isinstance(it, str)]
             good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
             ledger.make_sure_of_room(len(good))
-            claimed = ledger.claim(number, list(good), budget)
+            claimed = ledger.claim(number, list(good), budget, ambiguous)
             if claimed:
                 bad = line.ask({sha: good[sha] for sha in claimed})
                 useless += [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in some if photo.sha256 in bad]
@@ -170,6 +217,9 @@ class _Line:
                     continue
                 self.pace.went(len(some), time.perf_counter() - began)
                 bad |= self._commit(some, vectors)
+        except Unsure:  # it may have answered, and counted it: those claims stay
+            self.ledger.release(self.number, [sha for part in waiting for sha in part])
+            raise
         except DistillError:  # it refused: no answer was given, none is counted
             self.ledger.release(self.number, list(arrays))
             raise
