@@ -125,14 +125,14 @@ class BoughtTeacher(Teacher):
     def match(self, stock: Inventory, root: Path) -> Matched:
         """Find each row's image among those at hand; everything that is wrong with the file is one DistillError.
 
-        root: the folder the images were looked for in. A path is sought beside the file, below `root` and in the
-        working folder; failing that, it must be how exactly one image's path ends.
+        root: the folder the images were looked for in. A path may be absolute, or seen from `root`, the folder that
+        holds it, the file's own folder, or the working folder.
         """
         faults = _faults(self.table)
         if self.table.hashed:
             found, unclear = _by_hash(self.table, stock), list[str]()
         else:
-            found, unclear = _by_path(self.table, stock, (self.path.resolve().parent, root, Path()))
+            found, unclear = _by_path(self.table, stock, (root, root.absolute().parent, self.path.parent, Path()))
         if unclear:
             faults.append(f"{_count(len(unclear), 'path')} could mean several images, as {unclear[0]!r}")
         rows: dict[bytes, int] = {}
@@ -214,7 +214,7 @@ def _alike(table: Table, ends: NDArray[np.int64], first: int, second: int) -> bo
 def _none_matches(table: Table, root: Path) -> str:
     if not table.names:
         return "it has no rows"
-    looked = "no image has that sha256" if table.hashed else f"sought beside the file, in {root} and where you are"
+    looked = "no image has that sha256" if table.hashed else f"write paths as seen from {root}, or give sha256"
     return f"none of its {_count(len(table.names), 'row')} is one of these images, e.g. {table.names[0]!r}: {looked}"
 
 
@@ -234,20 +234,22 @@ def _by_hash(table: Table, stock: Inventory) -> dict[int, bytes]:
 
 
 def _by_path(table: Table, stock: Inventory, roots: Sequence[Path]) -> tuple[dict[int, bytes], list[str]]:
-    """The image of each row that has one, and the paths that could mean several."""
-    files = {os.path.realpath(path): image for path, image in zip(stock.paths, stock.of_path, strict=True) if image}
-    by_name: dict[str, list[tuple[str, bytes]]] = {}
-    for path, image in files.items():
-        by_name.setdefault(os.path.basename(path), []).append((path, image))  # noqa: PTH119
+    """The image of each row that has one, and the paths that could mean several.
+
+    A file name alone is never enough: the same name in another folder is mostly another image, and a student trained on
+    wrong pairs shows it only by being bad.
+    """
+    spelt = (os.path.abspath, os.path.realpath)  # a folder may be reached through a link or as what it links to
+    images_of = [(path, image) for path, image in zip(stock.paths, stock.of_path, strict=True) if image]
+    files = {way(path): image for path, image in images_of for way in spelt}
+    folders = {way(root) for root in roots for way in spelt}
     found: dict[int, bytes] = {}
     unclear: list[str] = []
     for row, name in enumerate(table.names):
         if not name:
             continue
-        images = {files[place] for root in roots if (place := os.path.realpath(root / name)) in files}
-        if not images and not Path(name).is_absolute():
-            ending = os.sep + os.path.normpath(name)
-            images = {image for path, image in by_name.get(Path(name).name, ()) if path.endswith(ending)}
+        places = (os.path.normpath(os.path.join(folder, name)) for folder in folders)  # noqa: PTH118
+        images = {files[place] for place in places if place in files}
         if len(images) == 1:
             found[row] = images.pop()
         elif images:
