@@ -78,6 +78,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "std": (1.0, 1.0, 1.0),
         "channels": "BGR",
     },
+    # torchvision's ToTensor and nothing after it
+    "unit": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1 / 255,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "RGB",
+    },
+    # bytes as they are, for networks that scale them themselves; OpenCV and OpenVINO order them BGR
+    "raw": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1.0,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "RGB",
+    },
+    "raw-bgr": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1.0,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "BGR",
+    },
 }
 
 

@@ -22,6 +22,9 @@ BLACK_WHITE = {
     "clip": ([-1.792263, -1.752097, -1.480220], [1.930336, 2.074884, 2.145897]),
     "tf": ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]),
     "caffe": ([-103.939, -116.779, -123.68], [151.061, 138.221, 131.32]),
+    "unit": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+    "raw": ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
+    "raw-bgr": ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
 }
 
 
@@ -64,7 +67,7 @@ def test_preset_numbers(name: str) -> None:
     np.testing.assert_allclose(preset(name).feed(flat((255, 255, 255)))[0, :, 0, 0], white, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "first"), [("imagenet", 2.248908), ("clip", 1.930336), ("tf", 1.0)])
+@pytest.mark.parametrize(("name", "first"), [("imagenet", 2.248908), ("clip", 1.930336), ("tf", 1.0), ("raw", 255.0)])
 def test_red_comes_first_in_rgb_presets(name: str, first: float) -> None:
     """Channel 0 is red."""
     assert preset(name).feed(flat((255, 0, 0)))[0, 0, 0, 0] == pytest.approx(first, abs=2e-5)
