@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ from distilltool.report import (
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
+from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
@@ -59,6 +60,7 @@ def inspect(
     images_dir: str | Path | None = None,
     *,
     tensors: bool = False,
+    guess_preprocess: bool = False,
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
@@ -70,12 +72,17 @@ def inspect(
     """Say what is understood of an ONNX file: without running it, then from running it on two images.
 
     images_dir: with images the vectors are checked for sense too. tensors: list inner tensors that can be embeddings.
+    guess_preprocess: rank the known ways of preparing images by the model's own answers, also where it is known.
     """
     from distilltool.stages import inspect as stage
 
     photos = images.find(Path(images_dir)) if images_dir is not None else []
+    if guess_preprocess and not photos:
+        raise DistillError("--guess-preprocess has no images to guess from", "give a folder of them", Exit.USAGE)
     options = _options(preprocess, output, pool, inputs, device, isolate)
-    return stage.inspect(Path(model), options, photos, tensors=tensors, preprocess=None, progress=progress or Silent())
+    return stage.inspect(
+        Path(model), options, photos, tensors=tensors, guess=guess_preprocess, progress=progress or Silent()
+    )
 
 
 def query(
@@ -113,8 +120,10 @@ def query(
     """
     watch = progress or Silent()
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
-    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), timeout, watch)
-    stock = _take_stock(images_dir)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
+    stock = taken()
     with Ledger.open(Path(store)) as ledger:
         return _query(embedder, stock, Path(images_dir), ledger, terms, plan, batch, select, seed, watch)
 
@@ -166,11 +175,13 @@ def distill(
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
-    embedder = _open(teacher, _options(preprocess, output, pool, inputs, device, isolate), timeout, watch)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
-    stock = _take_stock(images_dir)
+    stock = taken()
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
@@ -231,11 +242,13 @@ def evaluate(
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
-    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch)
-    embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
+    taken = cache(lambda: images.take_stock(dataset.paths))
+    guess = _guesser(taken, store, None, watch)
+    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch, guess)
+    embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
     with Ledger.open(Path(store)) as ledger:
-        stock = images.take_stock(dataset.paths)
+        stock = taken()
         root = Path(data) if Path(data).is_dir() else Path(data).parent
         bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
@@ -350,7 +363,12 @@ def ledger_export(
 
 
 def _teacher_of(
-    runs: Sequence[RunDir], wanted: str | Path | None, options: TeacherOptions, timeout: float, progress: Progress
+    runs: Sequence[RunDir],
+    wanted: str | Path | None,
+    options: TeacherOptions,
+    timeout: float,
+    progress: Progress,
+    guess: Guess | None = None,
 ) -> Teacher:
     """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
     if not runs:
@@ -358,12 +376,19 @@ def _teacher_of(
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
         if is_vectors(Path(wanted)):  # output and pool are for the models then
             return open_bought(Path(wanted), TeacherOptions())
-        return _open(wanted, options, timeout, progress)
+        return _open(wanted, options, timeout, progress, guess)
     facts = [read_json(run.manifest)["teacher"] for run in runs]
     named = str(wanted if wanted is not None else facts[0]["path"])
     if not is_address(named) and wanted is None and not Path(named).is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
-    made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
+    output, _, settings = facts[0]["output"].partition("?")
+    made_with = replace(
+        options,
+        preprocess=(),
+        output=output,
+        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
+        inputs=tuple(one for one in settings.split("&") if one),
+    )
     known = Preprocess.from_dict(facts[0]["preprocess"])
     embedder: Teacher
     if is_address(named):
@@ -385,13 +410,13 @@ def _teacher_of(
     return embedder
 
 
-def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions) -> Embedder:
+def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
     if SPACE_KEY in read_file(Path(path)).metadata:
         return open_teacher(Path(path))
-    return open_teacher(Path(path), options)
+    return open_teacher(Path(path), options, guess=guess)
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -409,13 +434,27 @@ def _options(
     )
 
 
-def _open(teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
+def _guesser(stock: Callable[[], Inventory], store: str | Path, budget: int | None, progress: Progress) -> Guess:
+    """Asked for the preprocessing of a file that nobody wrote it down for: probes it on the images, once a ledger."""
+
+    def guess(model: OnnxModel, said: Sequence[Mapping[str, Any]]) -> Preprocess:
+        from distilltool import probe
+
+        with Ledger.open(Path(store)) as ledger:
+            return probe.settle(model, said, stock().photos, ledger, budget, progress)
+
+    return guess
+
+
+def _open(
+    teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress, guess: Guess | None = None
+) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
     if is_address(str(teacher)):
         return _open_served(str(teacher), options, timeout, progress)
     if is_vectors(Path(teacher)):
         return _open_bought(Path(teacher), options, progress)
-    embedder = open_teacher(Path(teacher), options)
+    embedder = open_teacher(Path(teacher), options, guess=guess)
     progress.note(
         f"{Path(embedder.where).name}: embedding from output {embedder.key.output} ({embedder.why}); "
         f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"

@@ -438,6 +438,10 @@ def inspect(
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List the inner tensors that can serve as the embedding.")
     ] = False,
+    guess: Annotated[
+        bool,
+        typer.Option("--guess-preprocess", help="Rank the ways of preparing images by the model's own answers."),
+    ] = False,
     output: Output = None,
     pool: Pool = None,
     device: Device = DEVICE,
@@ -454,6 +458,7 @@ def inspect(
             model,
             images,
             tensors=tensors,
+            guess_preprocess=guess,
             preprocess=pre,
             output=output,
             pool=pool,

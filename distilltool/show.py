@@ -54,6 +54,8 @@ class _Work:
 
     def line(self, detail: str) -> str:
         """Progress as a plain line, for logs."""
+        if not self.total:
+            return f"{self.what}: {self.done:,} {self.unit}, {self.rate()}"
         left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done)
         rest = f", {detail}" if detail else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.rate()}, {_duration(left)} left{rest}"
@@ -77,7 +79,7 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
+            self._task = self._bar.add_task(escape(what), total=total or None, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work
@@ -170,6 +172,10 @@ class Show:
             for one in ends:
                 table.add_row(what, _tensor(one, one.name == found.embedding))
         self._inspect_reading(table, found)
+        if found.guess is not None:
+            for place, one in enumerate(found.guess["ranking"]):
+                table.add_row("" if place else "guess", _convention(one))
+            table.add_row("", _certainty(found.guess))
         for place, one in enumerate(found.tensors or ()):
             table.add_row("" if place else "candidates", _tensor(one, one.name == found.embedding))
         self._console.print(table)
@@ -434,6 +440,20 @@ def _output_of(one: Any) -> str:
     """A teacher's output, as `ledger show` names it."""
     length = "" if one.dim is None else f", {one.dim:,} numbers"
     return _printable(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
+
+
+def _convention(place: dict[str, Any]) -> str:
+    """A place in the ranking of preprocessings."""
+    score = "" if place["score"] is None else f"{place['score']:.3f}"
+    flags = " ".join(f"--preprocess {flag}" for flag in place["flags"])
+    return f"{score:>6} {flags}" + (f" [dim]({escape(_printable(place['note']))})[/]" if place["note"] else "")
+
+
+def _certainty(guess: dict[str, Any]) -> str:
+    if not guess["clear"]:
+        return f"[yellow]cannot tell[/] from {guess['images']} images: {escape(guess['why'])}"
+    ahead = "nothing comes near" if guess["margin"] is None else f"{guess['margin']:.1f} standard errors ahead"
+    return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 
 
 def _printable(text: str) -> str:

@@ -69,6 +69,12 @@ class OnnxModel:
         return side if isinstance(side, int) else None
 
     @property
+    def output(self) -> str:
+        """The tensor that holds the embedding, with the settings it is computed under."""
+        settings = ("?" + "&".join(self.settings)) if self.settings else ""
+        return self.choice.tensor + settings
+
+    @property
     def layout(self) -> str:
         """NCHW or NHWC, by where the three channels are."""
         return layout_of(self.image)
@@ -102,8 +108,7 @@ class OnnxEmbedder(Teacher):
     @property
     def output(self) -> str:
         """The tensor that holds the embedding, with the settings it is computed under."""
-        settings = ("?" + "&".join(self.model.settings)) if self.model.settings else ""
-        return self.model.choice.tensor + settings
+        return self.model.output
 
     @property
     def pool(self) -> str:

@@ -36,7 +36,7 @@ FLAGS = {
     },
     "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
-    "inspect": MODEL_FLAGS | COMMON | {"--tensors"},
+    "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
 }
 TEACHER = {"sha256", "dim", "output", "preprocess"}

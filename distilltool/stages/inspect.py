@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from distilltool import images, sanity
 from distilltool.anatomy import Anatomy, dissect
 from distilltool.errors import DistillError
+from distilltool.guess import MOST
 from distilltool.preprocess import Preprocess, parse_flags
+from distilltool.probe import guessed, look, outcome_of
 from distilltool.progress import Progress
 from distilltool.report import InspectReport, Skipped
 from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, open_model, resolve
@@ -38,25 +41,37 @@ def inspect(
     photos: Sequence[Path],
     *,
     tensors: bool,
-    preprocess: Preprocess | None,
+    guess: bool,
     progress: Progress,
 ) -> InspectReport:
     """Take the file apart, then run it on two images, or on up to 64 of `photos` to see whether its vectors make sense.
 
-    tensors: list inner tensors that can serve as the embedding. preprocess: as guessed, else what the file says.
+    tensors: list inner tensors that can serve as the embedding. guess: rank the known preprocessings, also where it is
+    known; where it is not, and there are images, they are ranked in any case.
     """
     anatomy = dissect(path, options)
-    problem, trial, model, settled = anatomy.problem, None, None, preprocess
+    problem, trial, model, settled, ranking = anatomy.problem, None, None, None, None
     if problem is None:
         try:
             model = open_model(path, options, size=anatomy.size)
-            settled = preprocess or resolve(
-                model, [one for one in (parse_flags(options.preprocess), *model.said) if one]
-            )
+            said = [one for one in (parse_flags(options.preprocess), *model.said) if one]
+            settled = resolve(model, said)
+            if photos and (guess or settled is None):
+                ranking = look(model, said, _pictures(photos), progress)
+            if settled is None and ranking is not None and ranking.clear:
+                settled = guessed(said, ranking)
             trial = _try(model, settled, photos, progress)
         except DistillError as error:
             problem = (error.message, error.fix)
-    return _report(anatomy, model, settled, trial, problem, tensors)
+    report = _report(anatomy, model, settled, trial, problem, tensors)
+    return report if ranking is None else replace(report, guess=outcome_of(ranking))
+
+
+def _pictures(photos: Sequence[Path]) -> list[Image.Image]:
+    """Some of the images, spread over them all."""
+    chosen = np.unique(np.linspace(0, len(photos) - 1, MOST).astype(int))
+    opened = [images.decode(photos[at]) for at in chosen]
+    return [one for one in opened if not isinstance(one, str)]
 
 
 def _try(model: OnnxModel, preprocess: Preprocess | None, photos: Sequence[Path], progress: Progress) -> Trial:
@@ -121,7 +136,11 @@ def _report(
 ) -> InspectReport:
     warnings = list(trial.warnings) if trial is not None else []
     if problem is None and preprocess is None:
-        warnings.append("nothing says how it wants its images prepared; query and distill will guess from the images")
+        warnings.append(
+            "nothing says how it wants its images prepared; with a folder of images it can be guessed"
+            if trial is not None and not trial.images
+            else "nothing says how it wants its images prepared"
+        )
     if anatomy.choice is not None and not anatomy.counted:
         warnings.append("some shapes are not known without running it: FLOPs are a lower bound")
     choice = anatomy.choice
