@@ -306,11 +306,11 @@ class Show:
                 f"images, {one.time}" + ("" if one.outcome else ", not finished")
             )
         self._console.print(
-            f"{len(found.teachers):,} teachers, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
+            f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
         )
 
     def _ledger_verify(self, found: Any) -> None:
-        counts = f"{found.done:,} answers of {found.teachers:,} teachers, {found.failed:,} failed"
+        counts = f"{found.done:,} answers of {_teachers(found.teachers)}, {found.failed:,} failed"
         if found.claimed:
             counts += f", {found.claimed:,} claimed ({found.abandoned:,} by processes that are gone)"
         if found.faults:
@@ -328,7 +328,7 @@ class Show:
 
     def _ledger_export(self, found: Any) -> None:
         self._console.print(
-            f"[green]written[/] {found.rows:,} answers of {found.teachers:,} teachers, {found.bytes / 1e6:,.1f} MB: "
+            f"[green]written[/] {found.rows:,} answers of {_teachers(found.teachers)}, {found.bytes / 1e6:,.1f} MB: "
             f"{escape(found.file)}",
             soft_wrap=True,
         )
@@ -363,6 +363,10 @@ def _facts() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table
+
+
+def _teachers(count: int) -> str:
+    return f"{count:,} teacher" + ("" if count == 1 else "s")
 
 
 def _output_of(one: Any) -> str:
