@@ -250,7 +250,7 @@ class Ledger:
     def make_sure_of_room(self, images: int) -> None:
         """Raise DistillError where the disk is too full for answers to so many images, before they are paid for."""
         try:
-            free = shutil.disk_usage(self.path.parent).free
+            free = shutil.disk_usage(self.path.resolve().parent).free
         except OSError:
             return  # the disk says nothing; writing will tell
         if free < ROOM + images * ROOM_EACH:
@@ -336,7 +336,8 @@ class Ledger:
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """Rows of a query, as they are read, for whoever lists or checks what is here."""
         with _guarded(self.path):
-            yield from self._db.execute(query, values)
+            for row in self._db.execute(query, values):  # noqa: UP028 `yield from` would close it, maybe too late
+                yield row
 
     def _row(self, query: str, values: Sequence[Any]) -> Any:
         with _guarded(self.path):
@@ -354,6 +355,10 @@ class Ledger:
                 yield
             finally:
                 self._db.execute("ROLLBACK")
+
+    def size(self) -> int:
+        """Bytes on disk, of the file and the log beside it."""
+        return _size(self.path) + _size(_beside(self.path, "-wal"))
 
     def abandoned(self) -> int:
         """How many images somebody began to ask about who is gone."""
@@ -422,12 +427,14 @@ def _guarded(path: Path) -> Iterator[None]:
         raise  # a bug of ours
     except sqlite3.DatabaseError as error:
         raise _failure(path, error) from None
+    except UnicodeDecodeError as error:  # in what SQLite says about a damaged schema
+        raise _damaged(path, str(error)) from None
 
 
 def _failure(path: Path, error: sqlite3.DatabaseError) -> DistillError:
     code = getattr(error, "sqlite_errorcode", None)
     kind = code & 0xFF if code is not None else None  # the rest says where it happened
-    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(error):
         return _damaged(path, str(error))
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return DistillError(
@@ -461,6 +468,8 @@ def _opening(path: Path) -> Iterator[None]:
         raise _failure(path, error) from None
     except OSError as error:
         raise _unopened(path, error) from None
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
@@ -479,12 +488,15 @@ def _look(path: Path) -> int | None:
     It looks through a connection that cannot write, for closing one that can would move what is in the log beside a
     damaged file into it.
     """
-    log = path.with_name(path.name + "-wal")
-    has_log = log.exists() and log.stat().st_size > 0  # looked at first: a file that has a log never shrinks
-    if not path.exists() or path.stat().st_size == 0:
+    log = _beside(path, "-wal")
+    has_log = _size(log) > 0  # looked at first: a file that has a log never shrinks
+    size = _size(path)
+    if not size:
         if has_log:  # SQLite would take the log for a leftover and delete it
             raise _damaged(path, f"it is empty, but {log.name} beside it holds answers")
         return None
+    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
+        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
     try:
         with closing(_reader(path)) as db:
             if _is_empty(db):
@@ -497,16 +509,33 @@ def _look(path: Path) -> int | None:
         raise
 
 
+def _beside(path: Path, ending: str) -> Path:
+    """A file that SQLite keeps beside the real file, wherever links lead."""
+    real = path.resolve()
+    return real.with_name(real.name + ending)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _page_size(path: Path) -> int:
+    """What an SQLite file says its size is a multiple of (https://sqlite.org/fileformat.html, 1.3.2); 512 at least."""
+    with path.open("rb") as file:
+        said = int.from_bytes(file.read(18)[16:], "big")
+    return 65536 if said == 1 else max(512, said)
+
+
 def _reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write; where the folder is read-only too, the log must be empty."""
     place = f"file:{quote(str(path.resolve()))}?mode=ro"
     db = sqlite3.connect(place, uri=True, timeout=LOCK_WAIT, isolation_level=None)
-    log = path.with_name(path.name + "-wal")
+    log = _beside(path, "-wal")
     try:
         _version(db)
     except sqlite3.OperationalError:
         db.close()
-        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or (log.exists() and log.stat().st_size):
+        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or _size(log):
             raise
         db = sqlite3.connect(f"{place}&immutable=1", uri=True, isolation_level=None)
     return db

@@ -369,11 +369,11 @@ class Show:
                 f"images, {one.time}" + ("" if one.outcome else ", not finished")
             )
         self._console.print(
-            f"{len(found.teachers):,} teachers, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
+            f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
         )
 
     def _ledger_verify(self, found: Any) -> None:
-        counts = f"{found.done:,} answers of {found.teachers:,} teachers, {found.failed:,} failed"
+        counts = f"{found.done:,} answers of {_teachers(found.teachers)}, {found.failed:,} failed"
         if found.claimed:
             counts += f", {found.claimed:,} claimed ({found.abandoned:,} by processes that are gone)"
         if found.faults:
@@ -391,7 +391,7 @@ class Show:
 
     def _ledger_export(self, found: Any) -> None:
         self._console.print(
-            f"[green]written[/] {found.rows:,} answers of {found.teachers:,} teachers, {found.bytes / 1e6:,.1f} MB: "
+            f"[green]written[/] {found.rows:,} answers of {_teachers(found.teachers)}, {found.bytes / 1e6:,.1f} MB: "
             f"{escape(found.file)}",
             soft_wrap=True,
         )
@@ -434,6 +434,10 @@ def _tensor(one: Any, taken: bool) -> str:
     name = escape(_printable(one.name))
     role = f"{one.role} {one.layout}".strip()
     return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+
+
+def _teachers(count: int) -> str:
+    return f"{count:,} teacher" + ("" if count == 1 else "s")
 
 
 def _output_of(one: Any) -> str:

@@ -31,6 +31,7 @@ from distilltool.rundir import write_bytes
 
 GROUP_BYTES = 16 << 20  # of vectors in memory at once, and in a row group of a Parquet file
 FAULTS_KEPT = 100  # of a kind; a file that is torn has a million
+LISTED = "distilltool ledger verify lists all damage"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of the members of an .npz, so that the same answers give the same file
 
 
@@ -70,11 +71,11 @@ def show(ledger: Ledger) -> LedgerShowReport:
         budgets = dict(ledger.select("SELECT sha256, budget FROM budgets"))
         spent = {row[1]: ledger.spent(row[1]) for row in rows}
         guesses = list(ledger.select("SELECT sha256, output, asked, passes, time, outcome FROM guesses ORDER BY time"))
-        version = int(next(ledger.select("PRAGMA user_version"))[0])
+        version = int(list(ledger.select("PRAGMA user_version"))[0][0])
     return LedgerShowReport(
         store=str(ledger.path),
         version=version,
-        bytes=sum(one.stat().st_size for one in _files(ledger.path)),
+        bytes=ledger.size(),
         teachers=tuple(_teacher(row, counts.get(row[0], NOTHING), spent[row[1]], budgets.get(row[1])) for row in rows),
         guesses=tuple(
             LedgerGuess(sha256=r[0], output=r[1], asked=r[2], passes=r[3], time=_iso(r[4]), outcome=_json(r[5]))
@@ -128,7 +129,8 @@ def verify(ledger: Ledger, stock: Inventory | None) -> LedgerVerifyReport:
         with ledger.snapshot():
             faults += _faults_of_file(ledger)
             faults += _faults_of_answers(ledger)
-            counts |= dict(ledger.select("SELECT state, COUNT(*) FROM answers GROUP BY state"))
+            states = dict(ledger.select("SELECT state, COUNT(*) FROM answers GROUP BY state"))
+            counts |= {state: states.get(state, 0) for state in ("done", "failed", "claimed")}
             counts["abandoned"] = ledger.abandoned()
             teachers = _rows(ledger, "")
             counts["teachers"] = len(teachers)
@@ -155,17 +157,19 @@ def _faults_of_answers(ledger: Ledger) -> Iterator[str]:
     """Answers that are not what they should be, row by row; at most FAULTS_KEPT of them are named."""
     kept = 0
     rows = ledger.select(
-        "SELECT image, state, vector, crc, asked, dim FROM answers LEFT JOIN teachers ON teachers.id = teacher"
+        "SELECT image, state, vector, crc, asked, dim, time, "
+        "provider, reason, owner, source, name "  # text that is read is text that can be read
+        "FROM answers LEFT JOIN teachers ON teachers.id = teacher"
     )
-    for image, state, vector, crc, asked, dim in rows:
-        fault = _fault(state, vector, crc, asked, dim)
+    for image, state, vector, crc, asked, dim, when, *_ in rows:
+        fault = _fault(state, vector, crc, asked, dim) or _fault_of_time(when)
         if fault and kept < FAULTS_KEPT:
             kept += 1
-            yield f"the answer about image {bytes(image).hex()[:12]} {fault}"
+            yield f"the answer about image {_hex(image)[:12]} {fault}"
 
 
 def _fault(state: str, vector: bytes | None, crc: int | None, asked: int, dim: int | None) -> str:
-    if asked < 1:
+    if not isinstance(asked, int) or asked < 1:
         return "was never asked for"
     if state != "done":
         return "" if vector is None else f"is {state} and has a vector"
@@ -174,6 +178,14 @@ def _fault(state: str, vector: bytes | None, crc: int | None, asked: int, dim: i
     if zlib.crc32(vector) != crc:
         return "is not what was written (checksum)"
     return "" if np.isfinite(np.frombuffer(vector, "<f4")).all() else "is not finite"
+
+
+def _fault_of_time(when: float) -> str:
+    try:
+        _moment(when)
+    except DistillError:
+        return "was given at no time that there is"
+    return ""
 
 
 def _coverage(ledger: Ledger, teacher: Row, stock: Inventory) -> LedgerCoverage:
@@ -243,9 +255,7 @@ def _answers(ledger: Ledger, teacher: Row, progress: Progress) -> Iterator[Answe
     )
     for image, vector, crc, provider, when, asked in rows:
         if fault := _fault("done", vector, crc, asked, teacher.dim):
-            raise DistillError(
-                f"the answer about image {image.hex()[:12]} {fault}", "distilltool ledger verify lists all damage"
-            )
+            raise DistillError(f"the ledger is damaged (the answer about image {image.hex()[:12]} {fault})", LISTED)
         progress.advance()
         yield Answer(
             teacher=teacher,
@@ -268,7 +278,7 @@ def _cell(name: str, one: Answer, paths: Mapping[bytes, Path]) -> Any:
     if name == "path":
         return paths[one.image].as_posix() if one.image in paths else None
     if name == "time":
-        return datetime.fromtimestamp(one.time, UTC)
+        return _moment(one.time)
     return one.provider if name == "provider" else one.asked
 
 
@@ -330,7 +340,14 @@ WRITERS: dict[str, Write] = {"parquet": _write_parquet, "npz": _write_npz, "csv"
 
 
 def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _moment(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _moment(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise DistillError("the ledger is damaged (a time in it is none)", LISTED) from None
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -342,6 +359,6 @@ def _json(text: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"text": text}
 
 
-def _files(path: Path) -> list[Path]:
-    """The ledger and the log beside it, as far as they are there."""
-    return [one for one in (path, path.with_name(path.name + "-wal")) if one.exists()]
+def _hex(image: Any) -> str:
+    """The name of an image, whatever stands there."""
+    return image.hex() if isinstance(image, bytes) else str(image)
