@@ -112,6 +112,15 @@ def test_addresses_that_are_none(text: str, folder: Path) -> None:
     assert "cannot be read" in fails(2, "query", text, "imgs", *FLAGS)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_numbers_are_written_exactly(dtype: str, rng: np.random.Generator) -> None:
+    """As short as they can be, but every bit of them."""
+    tensor = (rng.normal(size=(3, 4, 5)) * 10.0 ** rng.integers(0, 3, (3, 4, 5))).astype(dtype)
+    tensor[0, 0, :2] = 1 / np.array([3, 255])
+    read = np.array(json.loads(f"[{remote._written(tensor)}]"), np.float64).astype(dtype).reshape(tensor.shape)
+    np.testing.assert_array_equal(read, tensor)
+
+
 # ---- a server that misbehaves
 
 Step = Callable[["Misbehaving"], None]
