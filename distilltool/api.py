@@ -10,6 +10,7 @@ import numpy as np
 
 from distilltool import extensions, images
 from distilltool import recipe as recipes
+from distilltool.choice import Describe, choose
 from distilltool.defaults import (
     BATCH,
     EVALUATION_STORE,
@@ -124,7 +125,8 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch, described)
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -306,11 +308,22 @@ def _query(
     select: str,
     seed: int,
     progress: Progress,
+    features: Describe | None = None,
 ) -> QueryReport:
-    order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
+    room = 0 if plan else _room(embedder, ledger, budget)  # a forecast is not worth looking at every image
+    state = ledger.settled(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    answered = {sha256 for sha256, how in state.items() if how == "done"}
+    photos = [photo for photo in stock.photos if photo.sha256 in answered or photo.sha256 not in state]
+    choice = choose(select, photos, answered, len(photos) if room is None else room, seed, progress, features)
     return query_stage.query(
-        embedder, stock, ledger, order=order, budget=budget, plan=plan, batch=batch, progress=progress
+        embedder, stock, ledger, choice=choice, budget=budget, plan=plan, batch=batch, progress=progress
     )
+
+
+def _room(embedder: OnnxEmbedder, ledger: Ledger, budget: int | None) -> int | None:
+    """How often the teacher may still be asked, None for no limit."""
+    ceiling = ledger.budget(embedder.file.sha256, budget)
+    return None if ceiling is None else max(0, ceiling - ledger.spent(embedder.file.sha256))
 
 
 def _refuse_shared(

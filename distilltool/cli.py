@@ -61,7 +61,10 @@ Pool = Annotated[
     str | None, typer.Option(metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False)
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images the teacher is asked about at once.")]
-Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
+Select = Annotated[
+    str,
+    typer.Option(metavar="random|coverage|cluster", help="Which images to ask about first when the budget is short."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
 

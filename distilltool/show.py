@@ -157,6 +157,8 @@ class Show:
             f"{found.images:,} distinct in {found.files:,} files"
             + (f", {found.duplicates:,} duplicates" if found.duplicates else ""),
         )
+        if found.near_duplicates:
+            table.add_row("set aside", f"{found.near_duplicates:,} that look like another image: asked about last")
         table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
         table.add_row("known before", f"{found.cached:,}")
         table.add_row("asked ever", f"{found.spent:,}{budget}")

@@ -46,6 +46,7 @@ QUERY = {
     "images",
     "files",
     "duplicates",
+    "near_duplicates",
     "queried",
     "cached",
     "pending",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import images
+from distilltool.choice import Choice
 from distilltool.errors import DistillError, Interrupted
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
@@ -39,13 +40,13 @@ def query(
     stock: Inventory,
     ledger: Ledger,
     *,
-    order: Sequence[Photo],
+    choice: Choice,
     budget: int | None,
     plan: bool,
     batch: int,
     progress: Progress,
 ) -> QueryReport:
-    """Ask about the images of `stock` that have no answer yet, in `order`, and report.
+    """Ask about the images of `stock` that have no answer yet, in the order of `choice`, and report.
 
     budget: the most the teacher may ever be asked in this ledger, from now on; None keeps the one given last.
     plan: ask about 32 images at most and forecast.
@@ -55,7 +56,7 @@ def query(
     number = ledger.teacher(teacher.key)
     budget = ledger.budget(teacher.file.sha256, budget)
     state = ledger.settled(number, [photo.sha256 for photo in stock.photos])
-    missing = [photo for photo in order if photo.sha256 not in state]
+    missing = [photo for photo in choice.order if photo.sha256 not in state]
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
@@ -74,6 +75,7 @@ def query(
         images=usable,
         files=stock.files,
         duplicates=stock.duplicates,
+        near_duplicates=choice.set_aside,
         queried=asked.queried,
         cached=cached,
         pending=pending,
