@@ -19,6 +19,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ STRENGTH = 0.3  # ridge over the mean diagonal, fixed: chosen by leave-one-out i
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """Images with what is computed once. features: (N, F) of the frozen student; targets: (N, E); both at length 1."""
 
@@ -55,6 +56,13 @@ class Known:
     features: NDArray[np.float32]
     targets: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+    @cached_property
+    def teacher(self) -> dict[str, float]:
+        """The teacher's own figures."""
+        every = np.arange(len(self.targets), dtype=np.int64)
+        task = Task(query=every, gallery=every, labels=self.labels)
+        return {name: float(np.nanmean(all_)) for name, all_ in metrics.labelled(task, *[self.targets] * 2).items()}
 
     def rows(self, photos: Sequence[Photo]) -> list[int]:
         place = {photo.sha256: row for row, photo in enumerate(self.photos)}
@@ -99,8 +107,8 @@ def figures(val: Known, vectors: NDArray[np.float32], *, in_space: bool) -> dict
     """Retention of mAP and R@1, overlap of the ten nearest, and that of queries put to the teacher's gallery."""
     every = np.arange(len(vectors), dtype=np.int64)
     task = Task(query=every, gallery=every, labels=val.labels)
-    theirs, ours = (metrics.labelled(task, one, one) for one in (val.targets, vectors))
-    found = {f"{name} kept": float(np.nanmean(ours[name]) / np.nanmean(theirs[name])) for name in ("map", "recall@1")}
+    ours = metrics.labelled(task, vectors, vectors)
+    found = {f"{name} kept": float(np.nanmean(ours[name])) / val.teacher[name] for name in ("map", "recall@1")}
     found["overlap@10"] = float(metrics.overlap(task, val.targets, vectors, 10).mean())
     if in_space:
         found["overlap@10 to teacher"] = float(metrics.overlap(task, val.targets, vectors, 10, val.targets).mean())
@@ -129,11 +137,15 @@ def trained(args: argparse.Namespace, val: Known, photos: list[Photo], seed: int
         out=run / "run",
         student=args.student,
         weights=args.weights,
-        input_size=args.input,
         store=args.work / "ledger.sqlite",
         preprocess=args.preprocess,
         seed=seed,
-        changes=[f"schedule.epochs={max(1, round(args.steps / math.ceil(0.9 * len(photos) / 64)))}", *args.set],
+        changes=[
+            f"student.input={args.input}",
+            f"schedule.batch={args.batch}",
+            f"schedule.epochs={max(1, round(args.steps / math.ceil(0.9 * len(photos) / args.batch)))}",
+            *args.set,
+        ],
     )
     student = distilltool.load_student(run / "run")
     rows, _ = images.load([photo.path for photo in val.photos], student.preprocess)
@@ -193,7 +205,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.1, 0.25, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], help="of the recipe, as in `distill`")
     return parser.parse_args()
 
 
@@ -207,7 +220,7 @@ def main() -> None:
     train = know(args, folder, args.work / "ledger.sqlite")
     val = know(args, args.val, args.work / "evaluation.sqlite")
     kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}
-    student = f"drd {args.steps}" if args.steps else "closed form"
+    student = " ".join(["drd", str(args.steps), *args.set]) if args.steps else "closed form"
     done = {(row["student"], row["share"], row["select"], row["seed"]) for row in kept["rows"]}
     for seed in args.seeds:
         for share in args.budgets:
