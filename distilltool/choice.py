@@ -53,8 +53,8 @@ def choose(
 ) -> Choice:
     """Order the photos that are not known, the best `count` first.
 
-    known: sha256 of images that were answered, which the choice goes on from: what a smaller budget chose is chosen
-    by a larger one too. features: describes images, (N, F); a small fixed descriptor by default.
+    known: sha256 of images that were answered, which the choice goes on from. features: describes images, (N, F); a
+    small fixed descriptor by default.
     """
     function = extensions.find("distilltool.selection", "selection", select)
     photos = sorted(photos, key=lambda photo: photo.sha256)  # by content: file names change nothing
@@ -103,9 +103,10 @@ def _compared(
     _look(distinct, answered, progress)
     looked = _look(distinct, wanted, progress)
     progress.end()
-    compared = [*answered, *looked.fresh]
+    compared = sorted([*answered, *looked.fresh], key=lambda photo: photo.sha256)
     described = (features or partial(_describe, progress=progress))(compared)
-    known = np.arange(len(compared)) < len(answered)
+    old = {photo.sha256 for photo in answered}
+    known = np.array([photo.sha256 in old for photo in compared])
     rows = function(compared, seed, known=known, count=count, features_ND=reduced(described))
     return Choice(order=(*looked.unreadable, *rows, *_by_lot(looked.repeats, seed)), set_aside=len(looked.repeats))
 

@@ -94,8 +94,8 @@ class Distinct:
 
     def _add(self, block: Marks) -> NDArray[np.bool_]:
         repeats = np.zeros(len(block.codes), bool)
-        repeats[alike(block, self._kept).query] = True
-        inside = alike(block, block)
+        repeats[_alike(block, self._kept).query] = True
+        inside = _alike(block, block)
         for later, earlier in zip(inside.query.tolist(), inside.gallery.tolist(), strict=True):
             if earlier < later and not repeats[earlier]:  # pairs come in order of the later one
                 repeats[later] = True
@@ -107,7 +107,7 @@ def _starts(more: Marks) -> range:
     return range(0, len(more.codes), BLOCK)
 
 
-def alike(queries: Marks, gallery: Marks) -> search.Pairs:
+def _alike(queries: Marks, gallery: Marks) -> search.Pairs:
     """Pairs of the same picture, in order of the query."""
     pairs = search.within(queries.codes, gallery.codes, RADIUS)
     likeness = np.einsum("pt,pt->p", queries.thumbs[pairs.query], gallery.thumbs[pairs.gallery])

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,23 @@ import pytest
 from builders import drawn, onnx_teacher, photo_folder
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 import distilltool
-from distilltool import extensions, images
+from distilltool import extensions, images, students
 from distilltool.choice import choose, reduced
+from distilltool.cli import app
 from distilltool.descriptor import WIDTH, describe
 from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.ledger import Ledger
+from distilltool.preprocess import Preprocess
 from distilltool.progress import Silent
 from distilltool.report import QueryReport
 from distilltool.selection import luck
+from distilltool.stages import distill
+from distilltool.student import Student, embed
+from distilltool.students import Start
 
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
 PACKAGE = "distilltool.selection"
@@ -245,3 +252,34 @@ def test_query_reports_and_a_raised_budget_asks_others(name: str, folder: Path, 
     third = ask(None)
     assert third.queried == 0 and third.near_duplicates is None, "nothing may be asked: nobody looks"
     assert ask(50).queried == 20, "copies are asked about when the budget allows"
+
+
+def test_the_table_says_what_was_set_aside(folder: Path, tmp_path: Path) -> None:
+    words = ["query", str(onnx_teacher(tmp_path / "t.onnx")), str(folder), "--store", str(tmp_path / "l.sqlite")]
+    flags = [word for one in PRE for word in ("--preprocess", one)]
+    result = CliRunner().invoke(app, [*words, *flags, "--budget", "28", "--select", "coverage"])
+    assert result.exit_code == 0, result.stderr
+    assert "20 that look like another image" in result.stderr
+
+
+def test_a_plan_looks_at_no_image_it_does_not_ask_about(folder: Path, tmp_path: Path) -> None:
+    found = distilltool.query(
+        onnx_teacher(tmp_path / "t.onnx"), folder, store=tmp_path / "l.sqlite", budget=40, plan=True, preprocess=PRE
+    )
+    assert found.near_duplicates is None and found.queried == 32
+
+
+def test_a_pretrained_student_describes_by_its_own_vectors(folder: Path) -> None:
+    """What distillation would start from; a student from scratch has nothing to say."""
+    photos = images.take_stock(images.find(folder)).photos
+    fresh = students.build("timm:test_efficientnet", Start(input=32, seed=0))
+    seen_by = Preprocess(size=(64, 48))
+    assert distill.describer(fresh, seen_by, 32, Silent()) is None
+    backbone = replace(fresh, start="file weights.safetensors")
+    describe_all = distill.describer(backbone, seen_by, 32, Silent())
+    assert describe_all is not None
+    found = describe_all(photos)
+    rows, _ = images.load([one.path for one in photos], seen_by.at((32, 24)))
+    np.testing.assert_allclose(found, embed(Student(backbone, 0, bias=False), rows), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert describe_all([]).shape == (0, found.shape[1])
