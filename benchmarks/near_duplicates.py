@@ -20,7 +20,6 @@ from planted import CHANGES, altered
 from distilltool import deploy, images, near, search
 from distilltool.near import Distinct, Marks
 
-
 RADII = (16, 20, 24, 28, 32, 36)
 ALIKE = (-1.0, 0.8, 0.85, 0.9)  # -1: the hash alone
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import distilltool
-from distilltool import extensions, images, students
+from distilltool import choice, extensions, images, students
 from distilltool.choice import choose, reduced
 from distilltool.cli import app
 from distilltool.descriptor import WIDTH, describe
@@ -122,6 +122,20 @@ def test_what_was_answered_is_not_covered_again(name: str, rng: np.random.Genera
     assert not set(found[:12]) & set(dense[:5].tolist())
 
 
+def test_coverage_draws_by_squared_distance() -> None:
+    """Of 50 images at √½ and 50 at 1 from the answered one, the farther are drawn first two times in three."""
+    photos = [photo(number) for number in range(101)]
+    features = np.zeros((101, 3), np.float32)
+    features[0, 0] = 1
+    features[1:51, :2] = 0.75, np.sqrt(1 - 0.75**2)
+    features[51:, ::2] = 0.5, np.sqrt(1 - 0.5**2)
+    known = np.arange(101) == 0
+    draw = extensions.find(PACKAGE, "selection", "coverage")
+    first = [draw(photos, seed, known=known, count=1, features_ND=features)[0] for seed in range(400)]
+    far = [photos.index(one) > 50 for one in first]
+    assert abs(np.mean(far) - 2 / 3) < 0.08 and len(set(first)) > 60
+
+
 def test_luck_is_exponential() -> None:
     values = luck([photo(number) for number in range(4000)], 5)
     assert (values > 0).all() and abs(values.mean() - 1) < 0.06 and abs((values > 1).mean() - np.exp(-1)) < 0.03
@@ -173,6 +187,31 @@ def test_copies_come_last(name: str, folder: Path) -> None:
     assert sorted(one.path for one in found.order) == sorted(one.path for one in stock.photos)
     assert len(set(pictures(found.order[:28]))) == 28, "no picture twice while there are others"
     assert found.set_aside == 20
+
+
+class Counted(Silent):
+    """How many images were looked at."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        self.looked += amount
+
+
+def test_random_looks_at_no_more_than_it_must(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few at a time until enough are distinct; repeats among those come after all that nobody looked at."""
+    monkeypatch.setattr(choice, "LOOK", 5)
+    photos, watch = images.take_stock(images.find(folder)).photos, Counted()
+    found = choose("random", photos, set(), 12, 0, watch)
+    lots = ordered("random", list(photos), np.zeros((0, 0), np.float32))
+    seen = pictures([photos[row] for row in lots])
+    repeated = [name in seen[:at] for at, name in enumerate(seen)]
+    enough = next(at for at in range(5, 50, 5) if repeated[:at].count(False) >= 12)
+    late = [at for at in range(enough) if repeated[at]]
+    assert late and watch.looked == enough and found.set_aside == len(late)
+    expected = [*(at for at in range(50) if at not in late), *late]
+    assert [one.path for one in found.order] == [photos[lots[at]].path for at in expected]
 
 
 @pytest.mark.parametrize("name", extensions.names(PACKAGE))
