@@ -13,6 +13,7 @@ import numpy as np
 from distilltool import extensions, images
 from distilltool import recipe as recipes
 from distilltool.bought import BoughtTeacher, is_vectors, open_bought
+from distilltool.choice import Describe, choose
 from distilltool.defaults import (
     DEVICE,
     EVALUATION_STORE,
@@ -197,7 +198,10 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch)
+        described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+        bought = _query(
+            embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
+        )
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -530,6 +534,7 @@ def _query(
     select: str,
     seed: int,
     progress: Progress,
+    features: Describe | None = None,
 ) -> QueryReport:
     """Ask a teacher that can be asked, take over the answers of one that cannot. root: where the images are."""
     if isinstance(embedder, BoughtTeacher):
@@ -541,12 +546,16 @@ def _query(
             )
         return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
     served = isinstance(embedder, ServedTeacher)
-    order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
+    room = 0 if plan else _room(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
+    state = ledger.settled(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    answered = {sha256 for sha256, how in state.items() if how == "done"}
+    photos = [photo for photo in stock.photos if photo.sha256 in answered or photo.sha256 not in state]
+    choice = choose(select, photos, answered, len(photos) if room is None else room, seed, progress, features)
     return query_stage.query(
         embedder,
         stock,
         ledger,
-        order=order,
+        choice=choice,
         budget=terms.budget,
         plan=plan,
         batch=embedder.largest(batch or SERVED_BATCH) if isinstance(embedder, ServedTeacher) else batch,
@@ -554,6 +563,12 @@ def _query(
         price=terms.price,
         progress=progress,
     )
+
+
+def _room(embedder: Teacher, ledger: Ledger, budget: int | None) -> int | None:
+    """How often the teacher may still be asked, None for no limit."""
+    ceiling = ledger.budget(embedder.key.sha256, budget)
+    return None if ceiling is None else max(0, ceiling - ledger.spent(embedder.key.sha256))
 
 
 def _refuse_shared(
