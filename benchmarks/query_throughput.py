@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from distilltool import images
-from distilltool.defaults import BATCH
 from distilltool.latency import machine
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
 from distilltool.stages.query import query
-from distilltool.teacher import OnnxEmbedder, open_teacher
+from distilltool.teacher import OnnxEmbedder, TeacherOptions, open_teacher
 
 
 def in_memory(teacher: OnnxEmbedder, arrays: np.ndarray, batch: int) -> float:
@@ -51,10 +50,10 @@ def main() -> None:
     parser.add_argument("--preprocess", action="append", default=[])
     parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    teacher = open_teacher(args.teacher, preprocess=args.preprocess)
+    teacher = open_teacher(args.teacher, TeacherOptions(preprocess=tuple(args.preprocess)))
     paths = images.find(args.images)[: args.count]
     arrays, _ = images.load(paths, teacher.preprocess)
     rates: dict[str, list[float]] = {"in_memory": [], "query": []}

@@ -1,8 +1,10 @@
 """The four stages as typed functions that take paths; each does everything before it that is still to be done."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,9 @@ import numpy as np
 
 from distilltool import extensions, images
 from distilltool import recipe as recipes
+from distilltool.bought import BoughtTeacher, is_vectors, open_bought
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -19,18 +22,23 @@ from distilltool.defaults import (
     RECIPE,
     RUNS,
     SELECTION,
+    SERVED_BATCH,
     STORE,
+    TIMEOUT,
 )
 from distilltool.embedder import Embedder, Teacher, unit
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory
-from distilltool.ledger import Ledger
+from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
+from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
+from distilltool.remote import ServedTeacher, is_address, open_server
 from distilltool.report import (
     DistillReport,
     EvalReport,
     ExportReport,
+    InspectReport,
     LedgerExportReport,
     LedgerShowReport,
     LedgerVerifyReport,
@@ -39,12 +47,42 @@ from distilltool.report import (
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher, read_file
+from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
     from distilltool.students import Start
+
+
+def inspect(
+    model: str | Path,
+    images_dir: str | Path | None = None,
+    *,
+    tensors: bool = False,
+    guess_preprocess: bool = False,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    progress: Progress | None = None,
+) -> InspectReport:
+    """Say what is understood of an ONNX file: without running it, then from running it on two images.
+
+    images_dir: with images the vectors are checked for sense too. tensors: list inner tensors that can be embeddings.
+    guess_preprocess: rank the known ways of preparing images by the model's own answers, also where it is known.
+    """
+    from distilltool.stages import inspect as stage
+
+    photos = images.find(Path(images_dir)) if images_dir is not None else []
+    if guess_preprocess and not photos:
+        raise DistillError("--guess-preprocess has no images to guess from", "give a folder of them", Exit.USAGE)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    return stage.inspect(
+        Path(model), options, photos, tensors=tensors, guess=guess_preprocess, progress=progress or Silent()
+    )
 
 
 def query(
@@ -57,22 +95,37 @@ def query(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
     seed: int = 0,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> QueryReport:
     """Ask a teacher about a folder of images, within a budget, and keep its answers in the ledger `store`.
 
+    teacher: an ONNX file; the address of a model on a server, http://host:port/v2/models/NAME; or a file of answers
+    bought elsewhere (.parquet, .npz, .csv), which are taken over without asking anybody.
     budget: the most the teacher may ever be asked in that ledger, from now on; None keeps the one given last. plan: ask
     about 32 images at most and forecast.
-    preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
+    preprocess: values as of `--preprocess`. max_cost: a budget as money, by price_per_query. ambiguous: "skip",
+    "retry" or "fail" where images were sent before and no answer came back; None fails for a server and retries for a
+    file. timeout: seconds a server may take for one batch.
+    Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
-    stock = _take_stock(images_dir)
+    terms = _terms(budget, max_cost, price_per_query, ambiguous)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
+    stock = taken()
     with Ledger.open(Path(store)) as ledger:
-        return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
+        return _query(embedder, stock, Path(images_dir), ledger, terms, plan, batch, select, seed, watch)
 
 
 def distill(
@@ -94,13 +147,21 @@ def distill(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> DistillReport:
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
 
-    time_budget: seconds of training. changes: `key=value` of the recipe. dim: length of the student's vectors.
+    teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
+    `key=value` of the recipe. dim: length of the student's vectors.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
     from distilltool import students
@@ -113,11 +174,14 @@ def distill(
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
+    terms = _terms(budget, max_cost, price_per_query, ambiguous)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
-    stock = _take_stock(images_dir)
+    stock = taken()
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
@@ -133,7 +197,7 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, ledger, budget, False, batch, select, chosen.seed, watch)
+        bought = _query(embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch)
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -154,13 +218,21 @@ def evaluate(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
+    max_cost: float | None = None,
+    price_per_query: float | None = None,
+    ambiguous: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
 
-    teacher: may be left out where one of the models is a run whose teacher is still where it was. store: the ledger
-    for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was. store:
+    the ledger for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    max_cost, price_per_query, ambiguous, timeout: as in `query`.
     """
     from distilltool import datasets
     from distilltool.stages import evaluate as stage
@@ -168,13 +240,17 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
-    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool)
-    asked = _teacher_of(list(runs.values()), teacher, options, watch)
-    embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    terms = _terms(None, max_cost, price_per_query, ambiguous)
     dataset = datasets.open_dataset(Path(data), protocol)
+    taken = cache(lambda: images.take_stock(dataset.paths))
+    guess = _guesser(taken, store, None, watch)
+    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch, guess)
+    embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
     with Ledger.open(Path(store)) as ledger:
-        stock = images.take_stock(dataset.paths)
-        bought = _query(asked, stock, ledger, None, False, batch, SELECTION, 0, watch)
+        stock = taken()
+        root = Path(data) if Path(data).is_dir() else Path(data).parent
+        bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
         vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
     dataset, of_row = datasets.merged(dataset, stock.of_path)
@@ -193,7 +269,7 @@ def evaluate(
         rows=tuple(rows),
         vectors=unit(np.stack([vectors[of_row[row]] for row in rows])),
         skipped=bought.skipped,
-        queries={"new": bought.queried, "cached": bought.cached},
+        queries={"new": bought.queried, "cached": bought.cached + bought.imported},
     )
     report = stage.evaluate(embedders, dataset, known, str(data), watch)
     for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
@@ -225,8 +301,11 @@ def export(
     opened = open_run(Path(run))
     student = load_student(run)
     asked = None
-    if teacher is not None or Path(read_json(opened.manifest)["teacher"]["path"]).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(), watch)
+    before = str(teacher or read_json(opened.manifest)["teacher"]["path"])
+    if is_address(before) or is_vectors(Path(before)):
+        watch.note("the teacher is no file that could run here, so the student is timed alone")
+    elif teacher is not None or Path(before).is_file():
+        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch)
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
@@ -284,35 +363,60 @@ def ledger_export(
 
 
 def _teacher_of(
-    runs: Sequence[RunDir], path: str | Path | None, options: TeacherOptions, progress: Progress
+    runs: Sequence[RunDir],
+    wanted: str | Path | None,
+    options: TeacherOptions,
+    timeout: float,
+    progress: Progress,
+    guess: Guess | None = None,
 ) -> Teacher:
     """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
     if not runs:
-        if path is None:
+        if wanted is None:
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
-        return _open(path, options, progress)
+        if is_vectors(Path(wanted)):  # output and pool are for the models then
+            return open_bought(Path(wanted), TeacherOptions())
+        return _open(wanted, options, timeout, progress, guess)
     facts = [read_json(run.manifest)["teacher"] for run in runs]
-    file = Path(path if path is not None else facts[0]["path"])
-    if path is None and not file.is_file():
-        raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
-    made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
-    embedder = open_teacher(file, made_with, known=Preprocess.from_dict(facts[0]["preprocess"]))
+    named = str(wanted if wanted is not None else facts[0]["path"])
+    if not is_address(named) and wanted is None and not Path(named).is_file():
+        raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
+    output, _, settings = facts[0]["output"].partition("?")
+    made_with = replace(
+        options,
+        preprocess=(),
+        output=output,
+        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
+        inputs=tuple(one for one in settings.split("&") if one),
+    )
+    known = Preprocess.from_dict(facts[0]["preprocess"])
+    embedder: Teacher
+    if is_address(named):
+        embedder = open_server(named, made_with, timeout=timeout, progress=progress, known=known)
+    elif is_vectors(Path(named)):
+        embedder = open_bought(Path(named), TeacherOptions())
+    else:
+        embedder = open_teacher(Path(named), made_with, known=known)
     for run, fact in zip(runs, facts, strict=True):
-        if fact["sha256"] != embedder.key.sha256:
-            raise DistillError(
-                f"the run {run.root} was distilled from another teacher than {file}",
-                f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
-            )
+        if fact["sha256"] == embedder.key.sha256:
+            continue
+        if isinstance(embedder, BoughtTeacher) and is_vectors(Path(fact["path"])):
+            progress.warn(f"that {named} holds answers of the same model as {fact['path']} is taken on trust")
+            continue
+        raise DistillError(
+            f"the run {run.root} was distilled from another teacher than {named}",
+            f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
+        )
     return embedder
 
 
-def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions) -> Embedder:
+def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
     if SPACE_KEY in read_file(Path(path)).metadata:
         return open_teacher(Path(path))
-    return open_teacher(Path(path), options)
+    return open_teacher(Path(path), options, guess=guess)
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -322,12 +426,59 @@ def load_student(run: str | Path) -> "TorchEmbedder":
     return stage.load_student(open_run(Path(run)))
 
 
-def _open(teacher: str | Path, options: TeacherOptions, progress: Progress) -> Teacher:
+def _options(
+    preprocess: Sequence[str], output: str | None, pool: str | None, inputs: Sequence[str], device: str, isolate: bool
+) -> TeacherOptions:
+    return TeacherOptions(
+        preprocess=tuple(preprocess), output=output, pool=pool, inputs=tuple(inputs), device=device, isolate=isolate
+    )
+
+
+def _guesser(stock: Callable[[], Inventory], store: str | Path, budget: int | None, progress: Progress) -> Guess:
+    """Asked for the preprocessing of a file that nobody wrote it down for: probes it on the images, once a ledger."""
+
+    def guess(model: OnnxModel, said: Sequence[Mapping[str, Any]]) -> Preprocess:
+        from distilltool import probe
+
+        with Ledger.open(Path(store)) as ledger:
+            return probe.settle(model, said, stock().photos, ledger, budget, progress)
+
+    return guess
+
+
+def _open(
+    teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress, guess: Guess | None = None
+) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
-    embedder = open_teacher(Path(teacher), options)
+    if is_address(str(teacher)):
+        return _open_served(str(teacher), options, timeout, progress)
+    if is_vectors(Path(teacher)):
+        return _open_bought(Path(teacher), options, progress)
+    embedder = open_teacher(Path(teacher), options, guess=guess)
     progress.note(
         f"{Path(embedder.where).name}: embedding from output {embedder.key.output} ({embedder.why}); "
         f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"
+    )
+    return embedder
+
+
+def _open_served(teacher: str, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
+    embedder = open_server(teacher, options, timeout=timeout, progress=progress)
+    way = "as bytes" if embedder.model.binary else "as JSON"
+    progress.note(
+        f"{embedder.where} on {embedder.provider}: embedding from output {embedder.key.output} ({embedder.why}); "
+        f"images {embedder.preprocess.describe()} ({embedder.preprocess.source}), sent {way}"
+    )
+    return embedder
+
+
+def _open_bought(teacher: Path, options: TeacherOptions, progress: Progress) -> Teacher:
+    embedder = open_bought(teacher, options)
+    view = embedder.preprocess
+    way = view.resize if view.resize_to is None else f"{view.resize} of short side {view.resize_to}"
+    progress.note(
+        f"{teacher.name}: {len(embedder.table.names):,} answers bought elsewhere; the student will look at images "
+        f"{view.size[0]}×{view.size[1]} {way} ({view.source}; --preprocess changes it)"
     )
     return embedder
 
@@ -336,20 +487,72 @@ def _take_stock(folder: str | Path) -> Inventory:
     return images.take_stock(images.find(Path(folder)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Terms:
+    """On which terms a teacher may be asked. budget: questions; price: of one; ambiguous: None is the teacher's own."""
+
+    budget: int | None
+    price: float | None
+    ambiguous: Ambiguous | None
+
+
+def _terms(budget: int | None, max_cost: float | None, price: float | None, ambiguous: str | None) -> _Terms:
+    """The terms as the user gives them; a largest cost is a budget of as many questions as it buys."""
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise DistillError(f"--price-per-query {price:g} is no price", "give a number above 0", Exit.USAGE)
+    if max_cost is not None:
+        if price is None:
+            raise DistillError(
+                "--max-cost means nothing without a price",
+                "say what one image costs with --price-per-query",
+                Exit.USAGE,
+            )
+        if not (math.isfinite(max_cost) and max_cost >= 0):
+            raise DistillError(f"--max-cost {max_cost:g} is no amount", "give a number, 0 or more", Exit.USAGE)
+        bought = math.floor(max_cost / price * (1 + 1e-9))  # 0.3 buys 3 at 0.1, though 0.3 / 0.1 is a little less
+        budget = bought if budget is None else min(budget, bought)
+    for known in AMBIGUOUS:
+        if ambiguous == known:
+            return _Terms(budget=budget, price=price, ambiguous=known)
+    if ambiguous is not None:
+        raise DistillError(f"--ambiguous {ambiguous} is unknown", f"use one of {', '.join(AMBIGUOUS)}", Exit.USAGE)
+    return _Terms(budget=budget, price=price, ambiguous=None)
+
+
 def _query(
     embedder: Teacher,
     stock: Inventory,
+    root: Path,
     ledger: Ledger,
-    budget: int | None,
+    terms: _Terms,
     plan: bool,
-    batch: int,
+    batch: int | None,
     select: str,
     seed: int,
     progress: Progress,
 ) -> QueryReport:
+    """Ask a teacher that can be asked, take over the answers of one that cannot. root: where the images are."""
+    if isinstance(embedder, BoughtTeacher):
+        if plan:
+            raise DistillError(
+                "--plan forecasts what asking takes, and answers bought elsewhere are not asked for",
+                "leave it away: importing costs nothing",
+                Exit.USAGE,
+            )
+        return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
+    served = isinstance(embedder, ServedTeacher)
     order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
     return query_stage.query(
-        embedder, stock, ledger, order=order, budget=budget, plan=plan, batch=batch, progress=progress
+        embedder,
+        stock,
+        ledger,
+        order=order,
+        budget=terms.budget,
+        plan=plan,
+        batch=embedder.largest(batch or SERVED_BATCH) if isinstance(embedder, ServedTeacher) else batch,
+        ambiguous=terms.ambiguous or ("fail" if served else "retry"),
+        price=terms.price,
+        progress=progress,
     )
 
 
@@ -362,10 +565,14 @@ def _refuse_shared(
         raise DistillError(
             f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
         )
-    if bought.pending and bought.budget is None:  # another process had begun with them, and is gone by now
+    ours = not isinstance(embedder, BoughtTeacher)
+    if ours and bought.pending > bought.ambiguous and bought.budget is None:  # of a process that is gone
         raise DistillError(f"{bought.pending:,} of these images are still without an answer", "run this again")
     if bought.pending:
-        progress.note(f"{bought.pending:,} images stay without an answer: the budget of {bought.budget:,} is spent")
+        why = "they were sent before and no answer came back" if bought.ambiguous else "nothing was bought about them"
+        if bought.pending > bought.ambiguous and bought.budget is not None:
+            why = f"the budget of {bought.budget:,} is spent"
+        progress.note(f"{bought.pending:,} images stay without an answer: {why}")
 
 
 def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":

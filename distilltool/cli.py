@@ -4,13 +4,13 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from distilltool import __version__
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -18,6 +18,7 @@ from distilltool.defaults import (
     RECIPE,
     SELECTION,
     STORE,
+    TIMEOUT,
 )
 from distilltool.errors import DistillError, Exit
 
@@ -38,10 +39,57 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="List, check or export the answers that a ledger holds.")
 app.add_typer(ledger_app, name="ledger")
 
-Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="The teacher, an ONNX file.", show_default=False)]
-Images = Annotated[
-    Path, typer.Argument(metavar="IMAGES", help="Folder of images, searched recursively.", show_default=False)
+Teacher = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEACHER",
+        help="The teacher: an ONNX file, a model's address on a server, or a file of answers bought elsewhere. "
+        "Left out where --import or --teacher-url names it.",
+        show_default=False,
+    ),
 ]
+Images = Annotated[
+    str | None, typer.Argument(metavar="IMAGES", help="Folder of images, searched recursively.", show_default=False)
+]
+Import = Annotated[
+    Path | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        help="Take over answers bought elsewhere: .parquet, .npz or .csv, path or sha256 of each image and its vector.",
+        show_default=False,
+    ),
+]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask a model on a server by the Open Inference Protocol v2: http://host:port/v2/models/NAME. "
+        "A token is taken from the variable DISTILLTOOL_TOKEN.",
+        show_default=False,
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        metavar="AMOUNT",
+        help="The most that asking may ever cost in this ledger: a --budget of AMOUNT / PRICE.",
+        show_default=False,
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price-per-query", metavar="PRICE", help="What asking about one image costs.", show_default=False),
+]
+Ambiguous = Annotated[
+    str | None,
+    typer.Option(
+        metavar="skip|retry|fail",
+        help="Images sent before whose answer never came. (default: fail for a server, retry for a file)",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds a server may take for one batch.")]
 Store = Annotated[Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.")]
 Budget = Annotated[
     int | None, typer.Option(min=1, help="The most the teacher may ever be asked in this ledger.", show_default=False)
@@ -59,11 +107,35 @@ Pre = Annotated[
         ),
     ),
 ]
-Output = Annotated[str | None, typer.Option(metavar="NAME", help="Which output is the embedding.", show_default=False)]
+Output = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which output or inner tensor is the embedding.", show_default=False),
+]
 Pool = Annotated[
     str | None, typer.Option(metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False)
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images the teacher is asked about at once.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images the teacher is asked about at once. (default: as many as fit and pay)", show_default=False
+    ),
+]
+Setting = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        metavar="NAME=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Value of an input beside the image, e.g. training=false. May be repeated.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda|...", help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.")
+]
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Run the model in a child process with limits: for files you do not trust.")
+]
 Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
@@ -87,8 +159,11 @@ def _main(
 @app.command()
 def query(
     teacher: Teacher,
-    images: Images,
     pre: Pre,
+    settings: Setting,
+    images: Images = None,
+    import_file: Import = None,
+    teacher_url: TeacherUrl = None,
     store: Store = STORE,
     budget: Budget = None,
     plan: Annotated[
@@ -96,19 +171,26 @@ def query(
     ] = False,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask the teacher about images, within a budget, and keep each answer in the ledger."""
 
     def work(show: "Show") -> Any:
+        named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
         return api.query(
-            teacher,
-            images,
+            named,
+            folder,
             store=store,
             budget=budget,
             plan=plan,
@@ -116,7 +198,14 @@ def query(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -126,8 +215,21 @@ def query(
 @app.command()
 def distill(
     teacher: Teacher,
-    images: Images,
     pre: Pre,
+    given: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="PIXELS|NAME=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="A number: longer side of the student's images (default: the recipe's). A NAME=VALUE: the teacher's "
+            "input beside the image, e.g. training=false; may be repeated.",
+        ),
+    ],
+    images: Images = None,
+    import_file: Import = None,
+    teacher_url: TeacherUrl = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Folder of the run. (default: runs/TEACHER-RECIPE)", show_default=False),
@@ -144,16 +246,6 @@ def distill(
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights the student starts from, safetensors.", show_default=False),
-    ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            "--input",
-            metavar="PIXELS",
-            min=16,
-            help="Longer side of the student's images. (default: the recipe's)",
-            show_default=False,
-        ),
     ] = None,
     dim: Annotated[
         int | None,
@@ -186,8 +278,14 @@ def distill(
     store: Store = STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -195,11 +293,13 @@ def distill(
 
     def work(show: "Show") -> Any:
         seconds = _seconds(time_budget)
+        input_size, settings = _inputs(given)
+        named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
         return api.distill(
-            teacher,
-            images,
+            named,
+            folder,
             recipe=recipe,
             out=out,
             student=student,
@@ -216,7 +316,14 @@ def distill(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -227,6 +334,7 @@ def distill(
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Runs or ONNX files.", show_default=False)],
     pre: Pre,
+    settings: Setting,
     data: Annotated[
         Path,
         typer.Option(
@@ -234,7 +342,12 @@ def evaluate(
         ),
     ],
     teacher: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The teacher. (default: the run's)", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="The teacher: an ONNX file, a model's address, or a file of answers. (default: the run's)",
+            show_default=False,
+        ),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -247,7 +360,13 @@ def evaluate(
     ] = EVALUATION_STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
+    max_cost: MaxCost = None,
+    price: Price = None,
+    ambiguous: Ambiguous = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -266,6 +385,13 @@ def evaluate(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
+            max_cost=max_cost,
+            price_per_query=price,
+            ambiguous=ambiguous,
+            timeout=timeout,
             progress=show,
         )
 
@@ -301,6 +427,51 @@ def export(
 
 
 @app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.", show_default=False)],
+    pre: Pre,
+    settings: Setting,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder of images to check its vectors on.", show_default=False),
+    ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the inner tensors that can serve as the embedding.")
+    ] = False,
+    guess: Annotated[
+        bool,
+        typer.Option("--guess-preprocess", help="Rank the ways of preparing images by the model's own answers."),
+    ] = False,
+    output: Output = None,
+    pool: Pool = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is understood of an ONNX file: inputs, embedding, preprocessing, cost; with images, whether it works."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.inspect(
+            model,
+            images,
+            tensors=tensors,
+            guess_preprocess=guess,
+            preprocess=pre,
+            output=output,
+            pool=pool,
+            inputs=settings,
+            device=device,
+            isolate=isolate,
+            progress=show,
+        )
+
+    _run(work, json, quiet)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = None,
     json: Json = False,
@@ -317,6 +488,22 @@ def recipes(
         return {"recipes": [reader.load(one) for one in ([name] if name else reader.shipped())]}
 
     _run(work, json, quiet)
+
+
+def _inputs(given: list[str]) -> tuple[int | None, list[str]]:
+    """`--input` of distill: the student's side in pixels where it is a number, else a setting of the teacher's."""
+    sides = [text for text in given if "=" not in text]
+    try:
+        numbers = [int(text) for text in sides]
+    except ValueError:
+        numbers = [0]
+    if len(numbers) > 1 or any(side < 16 for side in numbers):
+        raise DistillError(
+            f"--input {' '.join(sides)} is neither one size nor a setting",
+            "write --input 128 (pixels, 16 or more) or --input training=false",
+            Exit.USAGE,
+        )
+    return (numbers[0] if numbers else None), [text for text in given if "=" in text]
 
 
 Beside = Annotated[
@@ -371,6 +558,38 @@ def ledger_export(
         return api.ledger_export(out, store=store, teacher=teacher, images_dir=images, progress=show)
 
     _run(work, json, quiet)
+
+
+class _Asked(NamedTuple):
+    """Who is asked about which folder."""
+
+    teacher: str
+    images: str
+
+
+def _asked(first: str, second: str | None, import_file: Path | None, url: str | None) -> _Asked:
+    """Sort out TEACHER and IMAGES: where an option names the teacher, the only argument is the images."""
+    options = [str(one) for one in (import_file, url) if one is not None]
+    if len(options) + (second is not None) > 1:
+        raise DistillError(
+            "the teacher is named more than once", "give one of TEACHER, --import and --teacher-url", Exit.USAGE
+        )
+    if options:
+        _check_spelling(import_file, url)
+        return _Asked(options[0], first)
+    if second is None:
+        raise DistillError("IMAGES is missing", "name the teacher, then the folder of images", Exit.USAGE)
+    return _Asked(first, second)
+
+
+def _check_spelling(import_file: Path | None, url: str | None) -> None:
+    """Each of the two options takes its own kind of teacher."""
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise DistillError("--teacher-url holds no address", "it begins with http:// or https://", Exit.USAGE)
+    if import_file is not None and import_file.suffix.lower() not in (".parquet", ".npz", ".csv"):
+        raise DistillError(
+            f"--import {import_file} is no file of vectors", "its ending must be .parquet, .npz or .csv", Exit.USAGE
+        )
 
 
 def _seconds(text: str | None) -> float | None:

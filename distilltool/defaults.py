@@ -5,9 +5,11 @@ from pathlib import Path
 RUNS = Path("runs")
 STORE = RUNS / "ledger.sqlite"
 EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
-BATCH = 32  # images the teacher is asked about at once
+DEVICE = "cpu"
+SERVED_BATCH = 32  # images a server is asked about at once
 RECIPE = "drd"
 SELECTION = "random"
 OPSET = 20
 LATENCY_SECONDS = 20.0
 LATENCY_THREADS = 1
+TIMEOUT = 120.0  # seconds a server may take for one batch

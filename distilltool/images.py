@@ -40,7 +40,7 @@ class Inventory:
     """What a folder holds: every readable file once per content, and what was left out.
 
     photos: in order of path, one per distinct content. files: image files found. duplicates: files whose
-    content stands under another name too. of_path: for each file asked about, in order, the sha256 of its bytes,
+    content stands under another name too. paths: each file asked about, in order; of_path: the sha256 of its bytes,
     empty where it could not be read.
     """
 
@@ -48,6 +48,7 @@ class Inventory:
     files: int
     duplicates: int
     skipped: tuple[Skipped, ...]
+    paths: tuple[Path, ...]
     of_path: tuple[bytes, ...]
 
 
@@ -95,6 +96,7 @@ def take_stock(paths: Sequence[Path]) -> Inventory:
         files=len(paths),
         skipped=tuple(skipped),
         duplicates=len(paths) - len(skipped) - len(photos),
+        paths=tuple(paths),
         of_path=tuple(of_path),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -21,6 +21,8 @@ from distilltool.errors import DistillError
 
 APPLICATION_ID = 0x64697374  # "dist"
 VERSION = 2
+Ambiguous = Literal["skip", "retry", "fail"]  # what becomes of claims whose process is gone without an answer
+AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
@@ -107,7 +109,7 @@ class Ledger:
                 _create(path, db)
             _check(path, db)
             _upgrade(path, db)
-            _write_ahead(db)
+            db.execute("PRAGMA journal_mode=WAL")
         return cls(path, db)
 
     @classmethod
@@ -201,15 +203,24 @@ class Ledger:
         """How many of the images another process is asking about right now."""
         return sum(self._is_alive(*row) for row in self._rows("owner, time", "state='claimed'", teacher, images))
 
+    def unsure(self, teacher: int, images: Sequence[bytes]) -> set[bytes]:
+        """Those of the images that were asked about by a process that is gone: whether they were answered, and charged
+        for, nobody knows."""
+        rows = self._rows("image, owner, time", "state='claimed'", teacher, images)
+        return {image for image, owner, claimed in rows if not self._is_alive(owner, claimed)}
+
     def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
         """The state, "done" or "failed", of those of the images that need not be asked about again."""
         return dict(self._rows("image, state", "state!='claimed'", teacher, images))
 
-    def claim(self, teacher: int, images: Sequence[bytes], budget: int | None) -> list[bytes]:
+    def claim(
+        self, teacher: int, images: Sequence[bytes], budget: int | None, ambiguous: Ambiguous = "retry"
+    ) -> list[bytes]:
         """Claim those images that nobody has answered or is asking now, as far as the budget goes.
 
         budget: the most that may ever be spent on this teacher's file, counted as in `spent`; None is no limit.
-        A claim whose process is gone is taken over and counts again: the teacher may have been asked.
+        ambiguous: a claim whose process is gone is taken over and counts again ("retry": the teacher may have been
+        asked), left alone ("skip"), or the reason for a DistillError ("fail").
         """
         claimed: list[bytes] = []
         with self._transaction():
@@ -223,6 +234,10 @@ class Ledger:
                 ).fetchone()
                 if row is not None and (row[0] != "claimed" or self._is_alive(row[1], row[2])):
                     continue
+                if row is not None and ambiguous != "retry":
+                    if ambiguous == "skip":
+                        continue
+                    raise unsure_claims(1)
                 self._db.execute(
                     "INSERT INTO answers (teacher, image, state, asked, owner, time) VALUES (?, ?, 'claimed', 1, ?, ?) "
                     "ON CONFLICT DO UPDATE SET state='claimed', asked=asked+1, owner=excluded.owner, "
@@ -244,14 +259,28 @@ class Ledger:
                 "make room and run the same command again; nothing is lost",
             )
 
-    def answer(self, teacher: int, images: Sequence[bytes], vectors_ND: NDArray[np.float32], provider: str) -> None:
-        """Commit answers to claimed images, (N, D) float32.
+    def answer(
+        self,
+        teacher: int,
+        images: Sequence[bytes],
+        vectors_ND: NDArray[np.float32],
+        provider: str,
+        *,
+        bought: bool = False,
+    ) -> None:
+        """Commit answers to claimed images, (N, D) float32; bought elsewhere, they need no claim and count as unasked.
 
         The first answer stands: where a claim was taken over meanwhile and answered by whoever took it, this one is
         dropped. Raises DistillError for vectors of another length than this teacher's others.
         """
         dim = vectors_ND.shape[1]
         with self._transaction():
+            if bought:
+                self._db.executemany(
+                    "INSERT INTO answers (teacher, image, state, asked, time) VALUES (?, ?, 'claimed', 0, ?) "
+                    "ON CONFLICT DO NOTHING",
+                    [(teacher, image, time.time()) for image in images],
+                )
             self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
             if (before := self.dim(teacher)) != dim:
                 raise DistillError(
@@ -349,6 +378,14 @@ class Ledger:
         if host != socket.gethostname():
             return abs(time.time() - claimed) < STALE  # nor is a claim from the future one for ever
         return _started(int(pid)) == started
+
+
+def unsure_claims(count: int) -> DistillError:
+    """The error for images that a process was asking about when it ended, where the user has not said what to do."""
+    return DistillError(
+        f"{count} images were sent to this teacher before and no answer came back; it may have counted them",
+        "say --ambiguous retry to ask about them once more, or --ambiguous skip to leave them out",
+    )
 
 
 def _started(pid: int) -> str:
@@ -458,18 +495,19 @@ def _look(path: Path) -> int | None:
         if has_log:  # SQLite would take the log for a leftover and delete it
             raise _damaged(path, f"it is empty, but {log.name} beside it holds answers")
         return None
-    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
-        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
     try:
         with closing(_reader(path)) as db:
-            if _is_empty(db):
-                return None
-            _check(path, db)
-            return _version(db)
+            version = None
+            if not _is_empty(db):
+                _check(path, db)
+                version = _version(db)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
             return None  # whoever was making it was stopped; only a connection that can write can undo that
         raise
+    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
+        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
+    return version
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -507,19 +545,6 @@ def _reader(path: Path) -> sqlite3.Connection:
 def _is_empty(db: sqlite3.Connection) -> bool:
     made = db.execute("SELECT 1 FROM sqlite_master").fetchone()
     return made is None and db.execute("PRAGMA application_id").fetchone()[0] == 0
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Keep changes in a log beside the file, which readers do not wait for."""
-    end = time.monotonic() + LOCK_WAIT
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_locked(error) or time.monotonic() > end:
-                raise
-            time.sleep(0.01)  # SQLite does not wait by itself where two processes make a ledger at once
 
 
 def _create(path: Path, db: sqlite3.Connection) -> None:

@@ -35,20 +35,73 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReport:
+    """A tensor of a graph. role: what it is for; why: what says so; dynamic: its free axes; layout: of an image."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+    role: str
+    why: str
+    layout: str
+    dynamic: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InspectReport:
+    """What `inspect` understood of a file. embedding: the tensor that would be taken, and `why`; problem: what stands
+    in the way, None where nothing does; tensors: others that can serve, where asked for; flops: of one image of `size`;
+    ms_per_image: at batch 1 or the graph's own; images: how many real ones the warnings rest on."""
+
+    path: str
+    sha256: str
+    bytes: int
+    external: tuple[str, ...]
+    kind: str
+    opset: int
+    ir_version: int
+    domains: dict[str, int]
+    inputs: tuple[TensorReport, ...]
+    outputs: tuple[TensorReport, ...]
+    tensors: tuple[TensorReport, ...] | None
+    embedding: str | None
+    why: str
+    pool: str
+    dim: int | None
+    preprocess: dict[str, Any] | None
+    description: str
+    params: int
+    flops: int | None
+    size: tuple[int, int] | None
+    provider: str | None
+    ms_per_image: float | None
+    images: int
+    skipped: tuple[Skipped, ...]
+    problem: str | None
+    warnings: tuple[str, ...]
+    guess: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
-    """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger)."""
+    """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger); cost: in
+    the unit of the price, None without one."""
 
     queries: int
     seconds: float
     memory_bytes: int
     disk_bytes: int
     probed: int
+    cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryReport:
     """What `query` did. images: distinct readable ones; queried: asked now; cached: answered before;
-    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it."""
+    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it.
+    imported: answers bought elsewhere and taken over now; unmatched: answers offered that belong to no image here;
+    ambiguous: of the pending, those sent before without an answer; cost: of all that was ever asked, None without a
+    price."""
 
     store: str
     teacher: TeacherReport
@@ -63,6 +116,10 @@ class QueryReport:
     skipped: tuple[Skipped, ...]
     seconds: float
     plan: PlanReport | None = None
+    imported: int = 0
+    unmatched: int = 0
+    ambiguous: int = 0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

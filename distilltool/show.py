@@ -54,6 +54,8 @@ class _Work:
 
     def line(self, detail: str) -> str:
         """Progress as a plain line, for logs."""
+        if not self.total:
+            return f"{self.what}: {self.done:,} {self.unit}, {self.rate()}"
         left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done)
         rest = f", {detail}" if detail else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.rate()}, {_duration(left)} left{rest}"
@@ -77,7 +79,7 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
+            self._task = self._bar.add_task(escape(what), total=total or None, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work
@@ -120,8 +122,11 @@ class Show:
         print(text, end="")
 
     def exit_code(self, result: Any) -> Exit:
-        """A rejected export is a failed gate, a damaged ledger something to mend."""
-        from distilltool.report import ExportReport, LedgerVerifyReport
+        """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
+        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport
+
+        if isinstance(result, InspectReport) and result.problem is not None:
+            return Exit.FIX
 
         if isinstance(result, LedgerVerifyReport) and result.faults:
             return Exit.FIX
@@ -142,6 +147,7 @@ class Show:
             from distilltool import report
 
             tables = {
+                report.InspectReport: self._inspect,
                 report.QueryReport: self._query,
                 report.DistillReport: self._distill,
                 report.EvalReport: self._eval,
@@ -153,6 +159,52 @@ class Show:
             }
             tables[type(result)](result)
 
+    def _inspect(self, found: Any) -> None:
+        table = _facts()
+        size = f"{found.bytes / 1e6:,.1f} MB" + (
+            f" with {len(found.external)} external files" if found.external else ""
+        )
+        table.add_row("file", escape(_printable(f"{Path(found.path).name}, {size}, sha256 {found.sha256[:12]}…")))
+        table.add_row("kind", found.kind)
+        domains = ", ".join(f"{name} {version}" for name, version in found.domains.items())
+        table.add_row("format", escape(_printable(f"opset {found.opset} (IR {found.ir_version}; {domains})")))
+        for what, ends in (("input", found.inputs), ("output", found.outputs)):
+            for one in ends:
+                table.add_row(what, _tensor(one, one.name == found.embedding))
+        self._inspect_reading(table, found)
+        if found.guess is not None:
+            for place, one in enumerate(found.guess["ranking"]):
+                table.add_row("" if place else "guess", _convention(one))
+            table.add_row("", _certainty(found.guess))
+        for place, one in enumerate(found.tensors or ()):
+            table.add_row("" if place else "candidates", _tensor(one, one.name == found.embedding))
+        self._console.print(table)
+        self._skipped(found.skipped)
+        for warning in found.warnings:
+            self.warn(_printable(warning))
+        if found.images and not found.warnings and found.problem is None:
+            self._console.print(f"[green]sound[/] on {found.images} images")
+        if found.problem is not None:
+            self._console.print(f"[red]error:[/] {escape(_printable(found.problem))}", soft_wrap=True)
+
+    def _inspect_reading(self, table: Table, found: Any) -> None:
+        """What is made of the file: embedding, preprocessing, cost."""
+        if found.embedding is not None:
+            pooled = "" if found.pool == "none" else f", pooled by {found.pool}"
+            wide = "" if found.dim is None else f", {found.dim:,} numbers"
+            table.add_row("embedding", f"[bold]{escape(_printable(found.embedding))}[/]{wide}{pooled}")
+            table.add_row("", escape(_printable(found.why)))
+        if found.preprocess is not None:
+            table.add_row("images", escape(_printable(found.description)))
+            table.add_row("", escape(_printable(f"said by {found.preprocess['source']}")))
+        elif found.problem is None:
+            table.add_row("images", "nothing says how they are prepared")
+        table.add_row("weights", f"{found.params / 1e6:,.2f} M")
+        if found.flops is not None and found.size is not None:
+            table.add_row("FLOPs", f"{found.flops / 1e9:,.2f} G for one image of {found.size[0]}×{found.size[1]}")
+        if found.ms_per_image is not None:
+            table.add_row("time", f"{found.ms_per_image:,.1f} ms an image, {1000 / found.ms_per_image:,.0f}/s")
+
     def _query(self, found: Any) -> None:
         table = _facts()
         budget = "" if found.budget is None else f" of a budget of {found.budget:,}"
@@ -162,14 +214,23 @@ class Show:
             f"{found.images:,} distinct in {found.files:,} files"
             + (f", {found.duplicates:,} duplicates" if found.duplicates else ""),
         )
+        if found.imported or found.unmatched:
+            elsewhere = f" ({found.unmatched:,} more belong to no image here)" if found.unmatched else ""
+            table.add_row("imported now", f"{found.imported:,}{elsewhere}")
         table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
         table.add_row("known before", f"{found.cached:,}")
         table.add_row("asked ever", f"{found.spent:,}{budget}")
+        if found.cost is not None:
+            table.add_row("cost so far", f"{found.cost:,.6g}")
         if found.pending:
             table.add_row(
                 "still open",
                 f"{found.pending:,}"
                 + (" (raise --budget to ask about them)" if found.budget and not found.plan else ""),
+            )
+        if found.ambiguous:
+            table.add_row(
+                "left out", f"{found.ambiguous:,} sent before without an answer (--ambiguous retry asks again)"
             )
         table.add_row("ledger", escape(found.store))
         if found.plan is not None:
@@ -177,7 +238,8 @@ class Show:
             table.add_row(
                 "[bold]forecast[/]",
                 f"{plan.queries:,} more queries, {_duration(plan.seconds)}, "
-                f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk",
+                f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk"
+                + (f", cost {plan.cost:,.6g}" if plan.cost is not None else ""),
             )
         self._console.print(table)
         self._skipped(found.skipped)
@@ -249,11 +311,12 @@ class Show:
             cells = [None if theirs is None else theirs[key], getattr(ours, key)]
             table.add_row(label, *(f"{cell:.2f}" if cell is not None else "–" for cell in cells), factor)
             factor = ""
+        size = teacher["bytes"]  # 0 where the teacher is no file
         table.add_row(
             "MB",
-            f"{teacher['bytes'] / 1e6:.1f}",
+            f"{size / 1e6:.1f}" if size else "–",
             f"{variant.bytes / 1e6:.1f}",
-            _times(teacher["bytes"] / variant.bytes, "smaller", "larger"),
+            _times(size / variant.bytes, "smaller", "larger") if size else "",
         )
         self._console.print(table)
         threads = f"{ours.threads} thread" + ("s" if ours.threads > 1 else "")
@@ -369,10 +432,32 @@ def _teachers(count: int) -> str:
     return f"{count:,} teacher" + ("" if count == 1 else "s")
 
 
+def _tensor(one: Any, taken: bool) -> str:
+    """A tensor in one line: name, shape, type, role."""
+    shape = "×".join("?" if side is None else str(side) for side in one.shape)
+    name = escape(_printable(one.name))
+    role = f"{one.role} {one.layout}".strip()
+    return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+
+
 def _output_of(one: Any) -> str:
     """A teacher's output, as `ledger show` names it."""
     length = "" if one.dim is None else f", {one.dim:,} numbers"
     return _printable(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
+
+
+def _convention(place: dict[str, Any]) -> str:
+    """A place in the ranking of preprocessings."""
+    score = "" if place["score"] is None else f"{place['score']:.3f}"
+    flags = " ".join(f"--preprocess {flag}" for flag in place["flags"])
+    return f"{score:>6} {flags}" + (f" [dim]({escape(_printable(place['note']))})[/]" if place["note"] else "")
+
+
+def _certainty(guess: dict[str, Any]) -> str:
+    if not guess["clear"]:
+        return f"[yellow]cannot tell[/] from {guess['images']} images: {escape(guess['why'])}"
+    ahead = "nothing comes near" if guess["margin"] is None else f"{guess['margin']:.1f} standard errors ahead"
+    return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 
 
 def _printable(text: str) -> str:

@@ -194,7 +194,7 @@ def test_an_unfinished_run_is_said_to_be_one(good: Path) -> None:
         (["--recipe", "regression", "--set", "space=own"], "space"),
         (["--set", "loss.kl.temperature=2"], "no option temperature"),
         (["--select", "best"], "there is no selection"),
-        (["--output", "nope"], "no output"),
+        (["--output", "nope"], "no tensor"),
         (["--pool", "median"], "no pooling"),
     ],
 )
@@ -268,4 +268,4 @@ def test_disk_is_looked_at_before_images_are_decoded(good: Path, monkeypatch: py
     line = fails(
         1, "distill", good / "teacher.onnx", good / "more", *QUICK, "--store", good / "l.sqlite", "--out", good / "run"
     )
-    assert "GB" in line and "free" in line
+    assert "disk" in line and ("full" in line or "free" in line)

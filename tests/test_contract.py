@@ -14,7 +14,8 @@ import distilltool
 from distilltool.cli import app
 from distilltool.errors import Exit
 
-TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch"}
+MODEL_FLAGS = {"--preprocess", "--output", "--pool", "--input", "--device", "--isolate"}
+TEACHER_FLAGS = MODEL_FLAGS | {"--batch"}
 COMMON = {"--json", "--quiet", "-q"}
 FLAGS = {
     "query": TEACHER_FLAGS | COMMON | {"--store", "--budget", "--plan", "--select"},
@@ -25,7 +26,6 @@ FLAGS = {
         "--recipe",
         "--student",
         "--weights",
-        "--input",
         "--dim",
         "--time-budget",
         "--set",
@@ -37,6 +37,7 @@ FLAGS = {
     },
     "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
+    "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},
     "ledger verify": COMMON | {"--store", "--images"},
@@ -154,7 +155,7 @@ def test_exit_codes() -> None:
 
 
 def test_python_functions() -> None:
-    for name in ("query", "distill", "evaluate", "export", "load_student", "DistillError"):
+    for name in ("inspect", "query", "distill", "evaluate", "export", "load_student", "DistillError"):
         assert callable(getattr(distilltool, name))
     assert (Path(distilltool.__file__).parent / "py.typed").exists()
 

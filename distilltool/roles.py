@@ -1,0 +1,481 @@
+"""What the inputs and tensors of a graph are for: which one is the image, which one the embedding, and why."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilltool.errors import DistillError
+from distilltool.graph import MOVES, Graph, Shape, Value, sides
+from distilltool.preprocess import NORMALISATIONS
+
+InputRole = Literal["image", "text", "setting", "other"]
+OutputRole = Literal["embedding", "logits", "probabilities", "token map", "feature map", "detections", "other"]
+
+EMBEDDING_NAMES = (
+    "image_embeds",
+    "image_embedding",
+    "image_features",
+    "embeddings",
+    "embedding",
+    "sentence_embedding",
+    "pooler_output",
+    "features",
+    "feature",
+)
+SCORE_NAMES = ("prob", "softmax", "logit", "score", "class")
+BOX_NAMES = ("box", "detection", "num_det", "anchor")
+FEW = 8  # numbers below which a vector ranks nothing: a score, a box, a pose
+STEP = 32  # widths of embeddings are multiples of it; numbers of classes (1000, 1001, 21841, 365, 101) are not
+POOLING = {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax", "GlobalLpPool"}
+SQUASH = {"Softmax", "LogSoftmax", "Sigmoid", "Hardmax"}
+POINTWISE = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Mish", "Tanh", "PRelu"}
+LINEAR = {"Gemm", "MatMul", "Conv", "QLinearMatMul", "QLinearConv", "QGemm", "FusedMatMul", "FusedGemm", "FusedConv"}
+CHANNELS_FIRST = {"Conv", "ConvTranspose", "QLinearConv", "BatchNormalization", "InstanceNormalization"} | POOLING
+REACH = 64  # nodes walked back from an output before giving up on what it is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The tensor taken as the embedding. pool: "none" or how a map or tokens become a vector. why: for people.
+
+    channels_last: how a map is laid out, None where the graph does not say. role: what the tensor is.
+    """
+
+    tensor: str
+    role: OutputRole
+    why: str
+    pool: str
+    channels_last: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tail:
+    """The end of a classifier. linear: its last layer's output; features: what that layer reads; classes: how many.
+
+    squashed: a softmax or sigmoid follows; bias: the layer adds one; pooled: places are averaged after it.
+    """
+
+    linear: str
+    features: str
+    classes: int
+    squashed: bool
+    bias: bool
+    pooled: bool
+
+
+def input_role(value: Value) -> InputRole:
+    """What an input is for, by its type and shape."""
+    shape = value.shape
+    if shape is not None and len(shape) == 4 and value.dtype in ("float32", "float16", "uint8"):
+        return "image" if 3 in (shape[1], shape[3]) or not any(isinstance(one, int) for one in shape[1:]) else "other"
+    if value.dtype in ("int64", "int32") and shape is not None and len(shape) == 2:
+        return "text"
+    if shape is not None and len([one for one in shape if one != 1]) <= 1 and not value.dtype.startswith("object"):
+        return "setting"
+    return "other"
+
+
+def image_inputs(graph: Graph) -> list[Value]:
+    """The inputs that take images."""
+    return [one for one in graph.inputs if input_role(one) == "image"]
+
+
+def is_pair_scorer(graph: Graph) -> bool:
+    """Whether the model wants two images at once: two inputs, six channels, or an axis of two."""
+    if len(image_inputs(graph)) > 1:
+        return True
+    for one in graph.inputs:
+        shape = one.shape or ()
+        if len(shape) == 4 and 6 in (shape[1], shape[3]) and one.dtype in ("float32", "float16", "uint8"):
+            return True
+        if len(shape) == 5 and shape[1] == 2 and 3 in (shape[2], shape[4]):
+            return True
+    return False
+
+
+def role_of(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[OutputRole, str]:
+    """What a tensor holds, and the reason in a few words."""
+    shape = shapes[name].shape if name in shapes else None
+    low = name.lower()
+    if any(word in low for word in BOX_NAMES):
+        return "detections", "its name"
+    if shape is None:
+        return ("embedding", "its name") if low in EMBEDDING_NAMES else ("other", "its shape is not known")
+    several = sides(shape)
+    if len(several) > 1:
+        if len(shape) == 3:
+            if isinstance(shape[2], int) and shape[2] < FEW:
+                return "detections", f"{shape[2]} numbers for each of many places"
+            return "token map", "its shape (N, T, D)"
+        return ("feature map", "its shape (N, D, H, W)") if len(shape) == 4 else ("other", f"its shape {shape}")
+    wide = several[0] if several else 1
+    found = tail(graph, name, shapes)
+    if found is not None and found.squashed:
+        return "probabilities", f"a softmax or sigmoid over {found.classes} classes"
+    if low in EMBEDDING_NAMES:
+        return "embedding", "its name"
+    if any(word in low for word in SCORE_NAMES):
+        return "logits", "its name"
+    if isinstance(wide, int) and wide < FEW:
+        return "other", f"{wide} numbers are too few to rank by"
+    if found is not None and found.bias and found.classes % STEP:
+        return "logits", f"{found.classes} numbers straight from a last linear layer"
+    return "embedding", "one vector per image"
+
+
+def tail(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
+    """The classifying end that leads to a tensor: a linear layer, then at most pooling, a bias and a softmax."""
+    squashed = bias = pooled = False
+    for _ in range(REACH):
+        node = graph.maker.get(name)
+        if node is None or not node.input:
+            return None
+        kind = node.op_type
+        if kind in LINEAR:
+            return _layer(
+                graph,
+                node,
+                shapes,
+                Tail(
+                    linear=name,
+                    features="",
+                    classes=0,
+                    squashed=squashed,
+                    bias=bias or len(node.input) > 2,
+                    pooled=pooled,
+                ),
+            )
+        follow = _onward(graph, node)
+        if follow is None or (kind in SQUASH and squashed):
+            return None
+        squashed |= kind in SQUASH
+        pooled |= kind in POOLING
+        bias |= kind == "Add"
+        name = follow
+    return None
+
+
+def _onward(graph: Graph, node: Any) -> str | None:
+    """The tensor to go on with when walking back through what may follow a classifying layer."""
+    kind = node.op_type
+    if kind in MOVES or kind in SQUASH or kind in POOLING or kind == "Relu":
+        return str(node.input[0])
+    if kind in ("Add", "Mul", "Div", "Sub"):  # of a constant: a bias, a temperature
+        free = [name for name in node.input if graph.constant(name) is None and name not in graph.weights]
+        return free[0] if len(free) == 1 else None
+    return None
+
+
+def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value], so_far: Tail) -> Tail | None:
+    """Complete a tail at its linear layer; None where both sides are computed, as in attention."""
+    at = 3 if node.op_type.startswith("QLinear") else 1
+    if len(node.input) <= at:
+        return None
+    weight = str(node.input[at])
+    behind = graph.maker.get(weight)
+    if weight not in graph.weights and not (behind is not None and any(n in graph.weights for n in behind.input)):
+        return None
+    made = shapes.get(node.output[0])
+    shape = made.shape if made is not None else None
+    if shape is None or len(shape) < 2:
+        return None
+    classes = shape[1] if "Conv" in node.op_type else shape[-1]
+    if not isinstance(classes, int):
+        return None
+    return Tail(
+        linear=so_far.linear,
+        features=str(node.input[0]),
+        classes=classes,
+        squashed=so_far.squashed,
+        bias=so_far.bias,
+        pooled=so_far.pooled,
+    )
+
+
+def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
+    """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does."""
+    found = tail(graph, output, shapes)
+    if found is None or found.features not in shapes:
+        return None
+    shape = shapes[found.features].shape
+    name = _settle(graph, found.features, shapes)
+    several = len(sides(shape)) > 1
+    if several and len(shape or ()) != 4:
+        return None
+    kind = "classes" if not several else "classes; averaged over its places"
+    return Choice(
+        tensor=name,
+        role="feature map" if several else "embedding",
+        why=f"what the layer before {output} reads, as {output} holds scores of {found.classes} {kind}",
+        pool="avg" if several else "none",
+        channels_last=False if several else None,
+    )
+
+
+def _settle(graph: Graph, name: str, shapes: Mapping[str, Value]) -> str:
+    """Step back over a dropout or identity, so that a tensor has the name that its maker gave it."""
+    while (node := graph.maker.get(name)) is not None and node.op_type in ("Dropout", "Identity") and node.input:
+        name = str(node.input[0])
+    return name
+
+
+def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | None, pool: str | None) -> Choice:
+    """Take a tensor as the embedding: the one asked for, else an output that is one, else what is before scores."""
+    if wanted is not None:
+        return _asked_for(graph, image, shapes, wanted, pool)
+    outputs = [one.name for one in graph.outputs if image in graph.ancestry(one.name)]
+    outputs = [name for name in outputs if all(_fillable(one, image) for one in graph.needed_inputs(name))]
+    roles = {name: role_of(graph, name, shapes) for name in outputs}
+    listed = ", ".join(f"{name} ({role})" for name, (role, _) in roles.items())
+    named = sorted(
+        (name for name in outputs if name.lower() in EMBEDDING_NAMES and roles[name][0] != "probabilities"),
+        key=lambda name: EMBEDDING_NAMES.index(name.lower()),
+    )
+    vectors = [name for name in outputs if roles[name][0] == "embedding"]
+    maps = [name for name in outputs if roles[name][0] in ("token map", "feature map")]
+    for group, reason in ((named, "its name"), (vectors, "one vector per image")):
+        if group:
+            why = "the only output" if len(graph.outputs) == 1 else f"{reason}, out of {listed}"
+            return _as_choice(graph, group[0], roles[group[0]][0], why, shapes, pool)
+    scores = [name for name in outputs if roles[name][0] in ("logits", "probabilities")]
+    for name in scores:
+        if (before := penultimate(graph, name, shapes)) is not None:
+            return before
+    unknown = [name for name in outputs if name not in shapes or shapes[name].shape is None]
+    if unknown and len(outputs) == 1:
+        return _as_choice(graph, unknown[0], "other", "the only output", shapes, pool)
+    if maps and not any(role == "detections" for role, _ in roles.values()):
+        return _as_choice(
+            graph, maps[0], roles[maps[0]][0], f"the only {roles[maps[0]][0]}, out of {listed}", shapes, pool
+        )
+    raise DistillError(
+        f"no output is an embedding: {listed or 'none depends on the image alone'}",
+        "see distilltool inspect MODEL --tensors, and name a tensor with --output",
+    )
+
+
+def choose_declared(outputs: Sequence[Value], wanted: str | None, pool: str | None) -> Choice:
+    """Choose among outputs of which only name and shape are known, as a server declares them."""
+    names = [one.name for one in outputs]
+    low = [name.lower() for name in names]
+    known = [names[low.index(name)] for name in EMBEDDING_NAMES if name in low]
+    vectors = [
+        one.name
+        for one in outputs
+        if len(sides(one.shape)) <= 1 and not any(s in one.name.lower() for s in SCORE_NAMES)
+    ]
+    if wanted is not None and wanted not in names:
+        raise DistillError(f"the model has no output {wanted!r}", f"its outputs are {', '.join(names)}")
+    name, why = next(
+        (group[0], why)
+        for group, why in (
+            ([wanted] if wanted is not None else [], "asked for"),
+            (names if len(names) == 1 else [], "the only output"),
+            (known, f"its name, out of {', '.join(names)}"),
+            (vectors or names, f"the first that looks like a vector, out of {', '.join(names)}"),
+        )
+        if group
+    )
+    shape = next(one.shape for one in outputs if one.name == name)
+    several = len(sides(shape)) > 1
+    if several and pool is None:
+        raise _no_vector(name, shape or (), "output")
+    return Choice(
+        tensor=name,
+        role="feature map" if several else "embedding",
+        why=why,
+        pool=pool if pool is not None and several else "none",
+        channels_last=None,
+    )
+
+
+def _no_vector(name: str, shape: Shape, role: str) -> DistillError:
+    sides_said = "×".join("?" if one is None else str(one) for one in shape)
+    return DistillError(
+        f"the output {name} is {sides_said}, a {role}, not one vector per image",
+        "choose a pooling with --pool avg|max|gem|cls, or another --output",
+    )
+
+
+def _fillable(value: Value, image: str) -> bool:
+    return value.name == image or input_role(value) == "setting"
+
+
+def _asked_for(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str, pool: str | None) -> Choice:
+    if wanted not in graph.maker:
+        near = difflib.get_close_matches(wanted, [*graph.maker], n=3, cutoff=0.4)
+        outputs = ", ".join(one.name for one in graph.outputs)
+        raise DistillError(
+            f"the model has no tensor {wanted!r}" + (f"; near it are {', '.join(near)}" if near else ""),
+            f"its outputs are {outputs}; inspect --tensors lists what else can serve",
+        )
+    if image not in graph.ancestry(wanted):
+        raise DistillError(f"{wanted} does not depend on the image", "name another tensor with --output")
+    return _as_choice(graph, wanted, role_of(graph, wanted, shapes)[0], "asked for", shapes, pool)
+
+
+def _as_choice(
+    graph: Graph, name: str, role: OutputRole, why: str, shapes: Mapping[str, Value], pool: str | None
+) -> Choice:
+    shape = shapes[name].shape if name in shapes else None
+    several = shape is None or len(sides(shape)) > 1
+    if several and pool is None and shape is not None:
+        raise _no_vector(name, shape, role)
+    return Choice(
+        tensor=name,
+        role=role,
+        why=why,
+        pool=pool if pool is not None and several else "none",
+        channels_last=_channels_last(graph, name) if several else None,
+    )
+
+
+def _channels_last(graph: Graph, name: str) -> bool | None:
+    """How a map is laid out, by what made it: convolutions put channels first, a transposition may turn that."""
+    for _ in range(REACH):
+        node = graph.maker.get(name)
+        if node is None or not node.input:
+            return None
+        if node.op_type in CHANNELS_FIRST:
+            return False
+        if node.op_type == "Transpose":
+            perm = list(graph.attribute(node, "perm", []))
+            before = _channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
+            if before is None:
+                return None
+            return perm == [0, 2, 3, 1] if not before else perm != [0, 3, 1, 2]
+        free = [one for one in node.input if one and one not in graph.weights]
+        if not free:
+            return None
+        name = str(free[0])
+    return None
+
+
+def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tuple[Value, OutputRole, str]]:
+    """Tensors that can serve as the embedding, from the first to the last: vectors, and maps all later work goes
+    through (the last of each shape)."""
+    found: list[tuple[Value, OutputRole, str]] = []
+    reach = _from_image(graph, image)
+    waists = _waists(graph, reach)
+    for node in graph.nodes:
+        for name in node.output:
+            value = shapes.get(name)
+            if name not in reach or value is None or value.shape is None or not value.dtype.startswith("float"):
+                continue
+            several = sides(value.shape)
+            if len(several) == 1 and isinstance(several[0], int) and several[0] >= FEW:
+                found.append((value, *role_of(graph, name, shapes)))
+            elif name in waists and len(several) > 1 and len(value.shape) in (3, 4):
+                found.append((value, *role_of(graph, name, shapes)))
+    found = [one for one in found if one[1] not in ("logits", "probabilities")]
+    return [one for at, one in enumerate(found) if at + 1 == len(found) or found[at + 1][0].shape != one[0].shape]
+
+
+def _from_image(graph: Graph, image: str) -> set[str]:
+    """Every tensor that depends on the image; nodes of a valid graph stand in order of computation."""
+    reach = {image}
+    for node in graph.nodes:
+        if any(name in reach for name in node.input):
+            reach.update(name for name in node.output if name)
+    return reach
+
+
+def _waists(graph: Graph, reach: set[str]) -> set[str]:
+    """Tensors that all later computation on the image passes through."""
+    last: dict[str, int] = {}
+    for at, node in enumerate(graph.nodes):
+        last |= {name: at for name in node.input if name in reach}
+    live, found = set[str](), set[str]()
+    for at, node in enumerate(graph.nodes):
+        live |= {name for name in node.output if name in reach and last.get(name, -1) > at}
+        live -= {name for name in live if last[name] <= at}
+        if len(live) == 1:
+            found |= live
+    return found
+
+
+def said_by_head(graph: Graph, image: str) -> dict[str, Any]:
+    """Preprocessing that the graph's first operations do themselves, as the fields of what is left to do outside.
+
+    Only normalisations that are known conventions count: a learned scale looks alike but says nothing.
+    """
+    scale, shift, turned = np.ones(3), np.zeros(3), False
+    for node, order in _head(graph, image):
+        turned ^= order
+        operand = _per_channel(graph, node)
+        if operand is None:
+            continue
+        if node.op_type in ("Mul", "Div"):
+            factor = operand if node.op_type == "Mul" else 1 / operand
+            scale, shift = scale * factor, shift * factor
+        else:
+            shift = shift + (operand if node.op_type == "Add" else -operand)
+    if np.array_equal(scale, np.ones(3)) and np.array_equal(shift, np.zeros(3)):
+        return {"channels": "BGR"} if turned else {}
+    return _convention(-shift / scale, 1 / scale, turned)
+
+
+def _head(graph: Graph, image: str) -> Iterator[tuple[Any, bool]]:
+    """The chain of nodes from the image up to the first that computes; with whether it reverses the channels."""
+    name = image
+    for _ in range(REACH):
+        users = graph.users.get(name, [])
+        if not users:
+            return
+        node = users[0]
+        if len(users) == 1 and node.op_type in ("Add", "Sub", "Mul", "Div", "Cast", "Transpose", "Identity"):
+            if node.op_type in ("Sub", "Div") and node.input[0] != name:
+                return
+            if node.op_type in ("Add", "Sub", "Mul", "Div") and _per_channel(graph, node) is None:
+                return
+            yield node, False
+            name = str(node.output[0])
+        elif len(users) == 1 and node.op_type == "Split" and (joined := _reversed(graph, node)) is not None:
+            yield joined, True
+            name = str(joined.output[0])
+        else:
+            return
+
+
+def _reversed(graph: Graph, split: Any) -> Any | None:
+    """The Concat that puts three split channels together again in reverse, if that is what happens."""
+    users = [node for name in split.output for node in graph.users.get(name, [])]
+    if len(split.output) != 3 or len({id(one) for one in users}) != 1 or users[0].op_type != "Concat":
+        return None
+    return users[0] if list(users[0].input) == list(split.output)[::-1] else None
+
+
+def _per_channel(graph: Graph, node: Any) -> NDArray[np.float64] | None:
+    """The constant operand of an arithmetic node as three numbers."""
+    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return None
+    for name in node.input:
+        value = graph.constant(name)
+        if value is not None and value.size in (1, 3) and np.issubdtype(value.dtype, np.number):
+            numbers = np.broadcast_to(value.astype(np.float64).ravel(), 3)
+            if np.isfinite(numbers).all() and not (node.op_type in ("Mul", "Div") and (numbers == 0).any()):
+                return numbers
+    return None
+
+
+def _convention(mean: NDArray[np.float64], std: NDArray[np.float64], turned: bool) -> dict[str, Any]:
+    """Fields for the outside where the inside computes (x − mean) / std by a known convention, else nothing."""
+    for known_mean, known_std in NORMALISATIONS:
+        for backwards in (False, True):
+            wanted_mean, wanted_std = (np.array(one[::-1] if backwards else one) for one in (known_mean, known_std))
+            for top in (1.0, 255.0):
+                if np.allclose(mean, wanted_mean * top, rtol=0.02, atol=0.01 * top) and np.allclose(
+                    std, wanted_std * top, rtol=0.02
+                ):
+                    return {
+                        "scale": 1 / 255 if top == 1.0 else 1.0,
+                        "mean": (0.0, 0.0, 0.0),
+                        "std": (1.0, 1.0, 1.0),
+                        "channels": "BGR" if backwards != turned else "RGB",
+                        "said_by": "graph (its first operations normalise)",
+                    }
+    return {}
