@@ -14,7 +14,6 @@ from distilltool.images import Photo
 from distilltool.ledger import Ledger
 from distilltool.preprocess import Layout, Preprocess, merge
 from distilltool.progress import Progress
-from distilltool.selection.random import random
 from distilltool.teacher import OnnxEmbedder, OnnxModel, fixed_size, unknown_preprocess
 
 SHOWN = 5  # places of a ranking named in an error
@@ -132,7 +131,7 @@ def _probe(
     budget: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    chosen = random(photos, 0)[: guess.MOST]
+    chosen = sorted(photos, key=lambda photo: photo.sha256)[: guess.MOST]  # as good as drawn, and the same ones again
     left = len(chosen) if budget is None else min(len(chosen), budget - ledger.spent(model.file.sha256))
     if left < guess.FEWEST:
         why = f"the budget of {budget} leaves {max(0, left)}" if left < len(chosen) else f"there are {left} here"

@@ -428,16 +428,16 @@ def _facts() -> Table:
     return table
 
 
-def _teachers(count: int) -> str:
-    return f"{count:,} teacher" + ("" if count == 1 else "s")
-
-
 def _tensor(one: Any, taken: bool) -> str:
     """A tensor in one line: name, shape, type, role."""
     shape = "×".join("?" if side is None else str(side) for side in one.shape)
     name = escape(_printable(one.name))
     role = f"{one.role} {one.layout}".strip()
     return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+
+
+def _teachers(count: int) -> str:
+    return f"{count:,} teacher" + ("" if count == 1 else "s")
 
 
 def _output_of(one: Any) -> str:

@@ -16,11 +16,14 @@ from distilltool.errors import Exit
 
 MODEL_FLAGS = {"--preprocess", "--output", "--pool", "--input", "--device", "--isolate"}
 TEACHER_FLAGS = MODEL_FLAGS | {"--batch"}
+TERMS = {"--max-cost", "--price-per-query", "--ambiguous", "--timeout"}
+BLACK_BOX = TERMS | {"--import", "--teacher-url"}
 COMMON = {"--json", "--quiet", "-q"}
 FLAGS = {
-    "query": TEACHER_FLAGS | COMMON | {"--store", "--budget", "--plan", "--select"},
+    "query": TEACHER_FLAGS | COMMON | BLACK_BOX | {"--store", "--budget", "--plan", "--select"},
     "distill": TEACHER_FLAGS
     | COMMON
+    | BLACK_BOX
     | {
         "--out",
         "--recipe",
@@ -35,7 +38,7 @@ FLAGS = {
         "--store",
         "--select",
     },
-    "eval": TEACHER_FLAGS | COMMON | {"--data", "--teacher", "--protocol", "--store"},
+    "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
@@ -88,6 +91,10 @@ QUERY = {
     "skipped",
     "seconds",
     "plan",
+    "imported",
+    "unmatched",
+    "ambiguous",
+    "cost",
 }
 DISTILL = {
     "run",
@@ -197,7 +204,7 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pre = ["--preprocess", "scale=1/255", "--preprocess", "mean=0.5", "--preprocess", "std=0.5"]
     found = call("query", "t.onnx", "imgs", "--plan", *pre)
     assert set(found) == QUERY and set(found["teacher"]) == TEACHER
-    assert set(found["plan"]) == {"queries", "seconds", "memory_bytes", "disk_bytes", "probed"}
+    assert set(found["plan"]) == {"queries", "seconds", "memory_bytes", "disk_bytes", "probed", "cost"}
     assert found["teacher"]["preprocess"]["source"].startswith("flag")
     found = call(
         "distill",

@@ -16,7 +16,7 @@ import pytest
 
 from distilltool import ledger as ledgers
 from distilltool.errors import DistillError
-from distilltool.ledger import APPLICATION_ID, VERSION, Ledger, TeacherKey
+from distilltool.ledger import APPLICATION_ID, VERSION, Ambiguous, Ledger, TeacherKey
 
 KEY = TeacherKey(sha256="aa", output="embedding", pool="none", preprocess="{}")
 CLAIMER = """
@@ -128,6 +128,35 @@ def test_failed_images_are_settled_and_paid(ledger: Ledger) -> None:
     assert ledger.claim(number, several(1), None) == []
     assert ledger.vectors(number, several(1)) == {}
     assert ledger.spent("aa") == 1
+
+
+@pytest.mark.parametrize("what", ["skip", "retry", "fail"])
+def test_claims_of_a_dead_process(what: Ambiguous, ledger: Ledger, claimer: Claimer) -> None:
+    """Left alone, taken over and counted again, or an error that claims nothing; living ones are never touched."""
+    dead = claimer(3)
+    number = ledger.teacher(KEY)
+    assert ledger.unsure(number, several(5)) == set(), "its process lives"
+    assert ledger.claim(number, several(3), None, what) == []
+    dead.kill()
+    dead.communicate()
+    assert ledger.unsure(number, several(5)) == set(several(3))
+    if what == "fail":
+        with pytest.raises(DistillError, match="--ambiguous"):
+            ledger.claim(number, [image(4), image(1)], None, what)
+        assert ledger.spent("aa") == 3 and ledger.claim(number, [image(4)], None, what) == [image(4)]
+    else:
+        taken = several(5) if what == "retry" else several(5)[3:]
+        assert ledger.claim(number, several(5), None, what) == taken
+        assert ledger.spent("aa") == 3 + len(taken)
+
+
+def test_bought_answers_cost_nothing_and_leave_others_alone(ledger: Ledger) -> None:
+    """They are kept as they are, count as unasked, and take nothing from a budget."""
+    number = ledger.teacher(KEY)
+    ledger.answer(number, several(4), np.ones((4, 5), np.float32), "imported", bought=True)
+    assert ledger.settled(number, several(9)) == {one: "done" for one in several(4)}
+    assert (ledger.spent("aa"), ledger.dim(number), len(ledger.vectors(number, several(9)))) == (0, 5, 4)
+    assert ledger.claim(number, several(9), 2) == several(6)[4:]
 
 
 def test_released_claims_are_not_paid(ledger: Ledger) -> None:
