@@ -109,7 +109,7 @@ class Ledger:
                 _create(path, db)
             _check(path, db)
             _upgrade(path, db)
-            _write_ahead(db)
+            db.execute("PRAGMA journal_mode=WAL")
         return cls(path, db)
 
     @classmethod
@@ -495,18 +495,19 @@ def _look(path: Path) -> int | None:
         if has_log:  # SQLite would take the log for a leftover and delete it
             raise _damaged(path, f"it is empty, but {log.name} beside it holds answers")
         return None
-    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
-        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
     try:
         with closing(_reader(path)) as db:
-            if _is_empty(db):
-                return None
-            _check(path, db)
-            return _version(db)
+            version = None
+            if not _is_empty(db):
+                _check(path, db)
+                version = _version(db)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
             return None  # whoever was making it was stopped; only a connection that can write can undo that
         raise
+    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
+        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
+    return version
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -544,19 +545,6 @@ def _reader(path: Path) -> sqlite3.Connection:
 def _is_empty(db: sqlite3.Connection) -> bool:
     made = db.execute("SELECT 1 FROM sqlite_master").fetchone()
     return made is None and db.execute("PRAGMA application_id").fetchone()[0] == 0
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Keep changes in a log beside the file, which readers do not wait for."""
-    end = time.monotonic() + LOCK_WAIT
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_locked(error) or time.monotonic() > end:
-                raise
-            time.sleep(0.01)  # SQLite does not wait by itself where two processes make a ledger at once
 
 
 def _create(path: Path, db: sqlite3.Connection) -> None:

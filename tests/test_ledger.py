@@ -470,16 +470,3 @@ def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
     path.touch()
     with Ledger.open(path) as ledger:
         assert ledger.spent("aa") == 0
-
-
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder(tmp_path: Path) -> None:
-    """A folder that cannot be written to is an error of one line."""
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    try:
-        with pytest.raises(DistillError, match="cannot be opened"):
-            Ledger.open(folder / "ledger.sqlite")
-    finally:
-        folder.chmod(0o700)

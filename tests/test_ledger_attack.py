@@ -565,3 +565,19 @@ def test_a_lock_held_for_too_long_is_an_error(
     db.execute("ROLLBACK")
     db.close()
     assert json.loads(call(*words(tmp_path))[1])["spent"] == 4
+
+
+def test_answers_that_could_not_be_kept_are_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher was asked: that its answers met a full disk gives no question back to the budget."""
+    setting(tmp_path, 8)
+
+    def full(*_: object, **__: object) -> None:
+        raise DistillError("the ledger cannot be read or written (disk I/O error)", "mend that")
+
+    options = {"store": tmp_path / "ledger.sqlite", "preprocess": PRE, "batch": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "answer", full)
+        with pytest.raises(DistillError, match="disk"):
+            distilltool.query(tmp_path / "teacher.onnx", tmp_path / "imgs", budget=10, **options)
+    assert api.ledger_show(tmp_path / "ledger.sqlite").teachers[0].spent == 4
+    assert distilltool.query(tmp_path / "teacher.onnx", tmp_path / "imgs", **options).spent == 10

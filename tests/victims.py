@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINE = 75  # bytes of a line in FOLDER/asked
-HEAT = 0.05  # seconds
+HEAT = 0.03  # seconds
+SLOWNESS = 0.005  # seconds the teacher takes beside its own time
 
 
 def count_calls(folder: Path, delay: float) -> None:
@@ -85,12 +86,12 @@ def kill_at_random(folder: Path, kills: int, seed: int, words: list[str]) -> lis
     after. Everything is imported before the first is forked off, so that a run is soon at work; no session of
     onnxruntime is made before, for its threads would not be there in the child.
     """
-    import distilltool.api
     import distilltool.selection.random
-    import distilltool.show
     import distilltool.stages.query
     import distilltool.teacher  # noqa: F401
 
+    with contextlib.suppress(SystemExit):
+        run(["query", str(folder / "no.onnx"), str(folder)])  # comes as far as the imports
     log = folder / "asked"
     log.touch()
     rng = np.random.default_rng(seed)
@@ -102,7 +103,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, words: list[str]) -> lis
         if child == 0:
             fork_off(folder, words)
         if len(runs) % 2:
-            time.sleep(float(rng.uniform(0, 1.5 * to_question)))
+            time.sleep(float(rng.uniform(0, 1.2 * to_question)))
         else:
             began = time.monotonic()
             wait_for(lambda size=before: log.stat().st_size > size)
@@ -129,7 +130,7 @@ def fork_off(folder: Path, words: list[str]) -> None:
     with contextlib.suppress(BaseException), (folder / "said").open("a") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-        count_calls(folder, 0.0)
+        count_calls(folder, SLOWNESS)
         try:
             run(words)
         except SystemExit as end:

@@ -169,7 +169,7 @@ def _faults_of_answers(ledger: Ledger) -> Iterator[str]:
 
 
 def _fault(state: str, vector: bytes | None, crc: int | None, asked: int, dim: int | None) -> str:
-    if not isinstance(asked, int) or asked < 1:
+    if not isinstance(asked, int) or asked < (0 if state == "done" else 1):  # 0: bought elsewhere
         return "was never asked for"
     if state != "done":
         return "" if vector is None else f"is {state} and has a vector"

@@ -207,7 +207,7 @@ class _Line:
         waiting, bad = [list(arrays)], set[bytes]()
         try:
             while waiting:
-                some = waiting.pop(0)
+                some = waiting[0]
                 began = time.perf_counter()
                 try:
                     vectors = self.teacher.embed(np.stack([arrays[sha] for sha in some]))
@@ -216,15 +216,16 @@ class _Line:
                         raise
                     self.pace.too_much(len(some))
                     self.progress.note(f"{len(some)} images at once do not fit into memory; going on with half as many")
-                    waiting = [some[: len(some) // 2], some[len(some) // 2 :], *waiting]
+                    waiting[:1] = [some[: len(some) // 2], some[len(some) // 2 :]]
                     continue
+                del waiting[0]  # it was asked: whatever happens to its answers, it counts
                 self.pace.went(len(some), time.perf_counter() - began)
                 bad |= self._commit(some, vectors)
         except Unsure:  # it may have answered, and counted it: those claims stay
-            self.ledger.release(self.number, [sha for part in waiting for sha in part])
+            self.ledger.release(self.number, [sha for part in waiting[1:] for sha in part])
             raise
-        except DistillError:  # it refused: no answer was given, none is counted
-            self.ledger.release(self.number, list(arrays))
+        except DistillError:  # it refused, or what it said could not be kept: what was not answered is not counted
+            self.ledger.release(self.number, [sha for part in waiting for sha in part])
             raise
         return bad
 
