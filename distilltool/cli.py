@@ -408,7 +408,7 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to fill. (default: RUN/bundle)", show_default=False)
     ] = None,
     teacher: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="The teacher to time beside it. (default: the run's)", show_default=False),
     ] = None,
     opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,
