@@ -365,7 +365,9 @@ def _shape(value: Value) -> str:
 def layout_of(image: Value) -> str:
     """NCHW or NHWC, by where an input's three channels are."""
     shape = image.shape or ()
-    return "NHWC" if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else "NCHW"
+    if len(shape) != 4 or shape[1] == 3:
+        return "NCHW"
+    return "NHWC" if shape[3] == 3 or "channel" in str(shape[3]).lower() else "NCHW"  # "num_channels", as hubs name it
 
 
 def _fixed_size(image: Value) -> tuple[int, int] | None:
@@ -525,7 +527,8 @@ def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
     said: dict[str, Any] = {"layout": layout_of(image), "dtype": image.dtype}
     if (size := _fixed_size(image)) is not None:
         said["size"] = size
+    head = said_by_head(graph, image.name)
     if image.dtype == "uint8":
         plain = {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "said_by": "graph (uint8 input)"}
-        return said | plain
-    return said | said_by_head(graph, image.name)
+        return said | plain | ({"channels": head["channels"]} if "channels" in head else {})
+    return said | head
