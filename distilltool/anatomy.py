@@ -57,6 +57,7 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         except DistillError as error:
             problem = (error.message, error.fix)
     cost = graph.cost(choice.tensor, shapes) if choice is not None else None
+    at_once = image.shape[0] if image is not None and image.shape and isinstance(image.shape[0], int) else 1
     return Anatomy(
         file=file,
         kind=_kind(graph, choice, [role_of(graph, one.name, shapes)[0] for one in graph.outputs]),
@@ -69,7 +70,7 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         tensors=tuple(_tensor(*one) for one in candidates(graph, image.name, shapes)) if image else (),
         choice=choice,
         params=parameters(proto),
-        flops=cost.flops if cost is not None else None,
+        flops=cost.flops // at_once if cost is not None else None,
         counted=cost is not None and cost.complete,
         size=size,
         said=said,

@@ -371,7 +371,9 @@ def _shape(value: Value) -> str:
 def layout_of(image: Value) -> str:
     """NCHW or NHWC, by where an input's three channels are."""
     shape = image.shape or ()
-    return "NHWC" if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else "NCHW"
+    if len(shape) != 4 or shape[1] == 3:
+        return "NCHW"
+    return "NHWC" if shape[3] == 3 or "channel" in str(shape[3]).lower() else "NCHW"  # "num_channels", as hubs name it
 
 
 def fixed_size(image: Value) -> tuple[int, int] | None:
@@ -533,8 +535,10 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
 
 def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
     """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
-    said = declared(image)
-    return said if image.dtype == "uint8" else said | said_by_head(graph, image.name)
+    said, head = declared(image), said_by_head(graph, image.name)
+    if image.dtype == "uint8":  # bytes go in as they are; their order is all that is left to say
+        return said | ({"channels": head["channels"]} if "channels" in head else {})
+    return said | head
 
 
 def declared(image: Value) -> dict[str, Any]:
