@@ -25,13 +25,12 @@ from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError
 from distilltool.images import Inventory
 from distilltool.ledger import Ledger
-from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, file_of, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
@@ -52,6 +51,7 @@ def query(
     batch: int = BATCH,
     select: str = SELECTION,
     seed: int = 0,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> QueryReport:
     """Ask a teacher about a folder of images, within a budget, and keep its answers in the ledger `store`.
@@ -61,7 +61,9 @@ def query(
     preprocess: values as of `--preprocess`. Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
+    embedder = _open(
+        teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool, isolate=isolate), watch
+    )
     stock = _take_stock(images_dir)
     with Ledger.open(Path(store)) as ledger:
         return _query(embedder, stock, ledger, budget, plan, batch, select, seed, watch)
@@ -88,6 +90,7 @@ def distill(
     pool: str | None = None,
     batch: int = BATCH,
     select: str = SELECTION,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> DistillReport:
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
@@ -105,7 +108,9 @@ def distill(
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), watch)
+    embedder = _open(
+        teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool, isolate=isolate), watch
+    )
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
@@ -147,6 +152,7 @@ def evaluate(
     output: str | None = None,
     pool: str | None = None,
     batch: int = BATCH,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
@@ -160,7 +166,7 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
-    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool)
+    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool, isolate=isolate)
     asked = _teacher_of(list(runs.values()), teacher, options, watch)
     embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
@@ -245,7 +251,11 @@ def _teacher_of(
     file = Path(path if path is not None else facts[0]["path"])
     if path is None and not file.is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {file}, is not there", "name it with --teacher FILE.onnx")
-    made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
+    made_with = TeacherOptions(
+        output=facts[0]["output"],
+        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
+        isolate=options.isolate,
+    )
     embedder = open_teacher(file, made_with, known=Preprocess.from_dict(facts[0]["preprocess"]))
     for run, fact in zip(runs, facts, strict=True):
         if fact["sha256"] != embedder.key.sha256:
@@ -260,8 +270,8 @@ def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions) -
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
-    if SPACE_KEY in read_file(Path(path)).metadata:
-        return open_teacher(Path(path))
+    if SPACE_KEY in file_of(Path(path), options.isolate).metadata:
+        return open_teacher(Path(path), TeacherOptions(isolate=options.isolate))
     return open_teacher(Path(path), options)
 
 

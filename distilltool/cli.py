@@ -62,6 +62,12 @@ Pool = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images the teacher is asked about at once.")]
 Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
+Isolate = Annotated[
+    bool,
+    typer.Option(
+        "--isolate", help="Open and run ONNX files in a child process with limits, for files you do not trust."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
 
@@ -95,6 +101,7 @@ def query(
     pool: Pool = None,
     batch: Batch = BATCH,
     select: Select = SELECTION,
+    isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -114,6 +121,7 @@ def query(
             pool=pool,
             batch=batch,
             select=select,
+            isolate=isolate,
             progress=show,
         )
 
@@ -185,6 +193,7 @@ def distill(
     pool: Pool = None,
     batch: Batch = BATCH,
     select: Select = SELECTION,
+    isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -214,6 +223,7 @@ def distill(
             pool=pool,
             batch=batch,
             select=select,
+            isolate=isolate,
             progress=show,
         )
 
@@ -245,6 +255,7 @@ def evaluate(
     output: Output = None,
     pool: Pool = None,
     batch: Batch = BATCH,
+    isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -263,6 +274,7 @@ def evaluate(
             output=output,
             pool=pool,
             batch=batch,
+            isolate=isolate,
             progress=show,
         )
 

@@ -13,7 +13,7 @@ import distilltool
 from distilltool.cli import app
 from distilltool.errors import Exit
 
-TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch"}
+TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch", "--isolate"}
 COMMON = {"--json", "--quiet", "-q"}
 FLAGS = {
     "query": TEACHER_FLAGS | COMMON | {"--store", "--budget", "--plan", "--select"},
