@@ -31,7 +31,6 @@ from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory
 from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
-from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.remote import ServedTeacher, is_address, open_server
@@ -48,7 +47,7 @@ from distilltool.report import (
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
+from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
@@ -418,8 +417,8 @@ def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, g
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
-    if SPACE_KEY in read_file(Path(path)).metadata:
-        return open_teacher(Path(path))
+    if SPACE_KEY in file_of(Path(path), options.isolate).metadata:
+        return open_teacher(Path(path), TeacherOptions(device=options.device, isolate=options.isolate))
     return open_teacher(Path(path), options, guess=guess)
 
 
