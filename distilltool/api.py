@@ -81,7 +81,7 @@ def inspect(
         raise DistillError("--guess-preprocess has no images to guess from", "give a folder of them", Exit.USAGE)
     options = _options(preprocess, output, pool, inputs, device, isolate)
     return stage.inspect(
-        Path(model), options, photos, tensors=tensors, guess=guess_preprocess, progress=progress or Silent()
+        Path(model), options, photos, tensors=tensors, rank=guess_preprocess, progress=progress or Silent()
     )
 
 

@@ -203,6 +203,7 @@ def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
         SPACE_KEY: card.space_id,
         "distilltool.teacher_sha256": manifest["teacher"]["sha256"],
         "distilltool.dim": str(card.dim),
+        "distilltool.teacher_preprocess": json.dumps(manifest["teacher"]["preprocess"]),
         "distilltool.recipe": manifest["report"]["recipe"],
         "distilltool.student": card.spec,
         "distilltool.versions": json.dumps(versions),

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distilltool import images, sanity
+from distilltool import guess, images, sanity
 from distilltool.anatomy import Anatomy, dissect
 from distilltool.errors import DistillError
-from distilltool.guess import MOST
 from distilltool.preprocess import Preprocess, parse_flags
 from distilltool.probe import guessed, look, outcome_of
 from distilltool.progress import Progress
@@ -41,12 +40,12 @@ def inspect(
     photos: Sequence[Path],
     *,
     tensors: bool,
-    guess: bool,
+    rank: bool,
     progress: Progress,
 ) -> InspectReport:
     """Take the file apart, then run it on two images, or on up to 64 of `photos` to see whether its vectors make sense.
 
-    tensors: list inner tensors that can serve as the embedding. guess: rank the known preprocessings, also where it is
+    tensors: list inner tensors that can serve as the embedding. rank: the known preprocessings, also where it is
     known; where it is not, and there are images, they are ranked in any case.
     """
     anatomy = dissect(path, options)
@@ -56,7 +55,7 @@ def inspect(
             model = open_model(path, options, size=anatomy.size)
             said = [one for one in (parse_flags(options.preprocess), *model.said) if one]
             settled = resolve(model, said)
-            if photos and (guess or settled is None):
+            if photos and (rank or settled is None):
                 ranking = look(model, said, _pictures(photos), progress)
             if settled is None and ranking is not None and ranking.clear:
                 settled = guessed(said, ranking)
@@ -69,7 +68,7 @@ def inspect(
 
 def _pictures(photos: Sequence[Path]) -> list[Image.Image]:
     """Some of the images, spread over them all."""
-    chosen = np.unique(np.linspace(0, len(photos) - 1, MOST).astype(int))
+    chosen = np.unique(np.linspace(0, len(photos) - 1, guess.MOST).astype(int))
     opened = [images.decode(photos[at]) for at in chosen]
     return [one for one in opened if not isinstance(one, str)]
 
