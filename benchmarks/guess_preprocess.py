@@ -128,6 +128,7 @@ def case(network: Network, truth: str, images: list[Image.Image]) -> dict[str, o
         "clear": found.clear,
         "why": found.why,
         "score": found.entries[0].score,
+        "found": found.entries[0].found,
         "margin": found.margin,
         "lead": found.lead,
         "red_over_blue": found.red_over_blue,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from distilltool import images
+from distilltool.choice import Choice
 from distilltool.latency import machine
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
@@ -37,7 +38,14 @@ def from_files(teacher: OnnxEmbedder, paths: list[Path], folder: Path, batch: in
         began = time.perf_counter()
         stock = images.take_stock(paths)
         report = query(
-            teacher, stock, ledger, order=stock.photos, budget=None, plan=False, batch=batch, progress=Silent()
+            teacher,
+            stock,
+            ledger,
+            choice=Choice(order=stock.photos),
+            budget=None,
+            plan=False,
+            batch=batch,
+            progress=Silent(),
         )
         assert report.queried == len(paths), report
         return len(paths) / (time.perf_counter() - began)

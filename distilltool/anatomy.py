@@ -1,13 +1,15 @@
 """What can be known of an ONNX file without running it, as plain values: the static half of `inspect`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distilltool import plain
 from distilltool.errors import DistillError
 from distilltool.graph import Graph, Value, parameters
-from distilltool.onnx_file import OnnxFile, describe, read_model
+from distilltool.isolate import Child
+from distilltool.onnx_file import OnnxFile, check_path, describe, read_model
 from distilltool.preprocess import parse_flags
 from distilltool.report import TensorReport
 from distilltool.roles import Choice, candidates, choose, image_inputs, input_role, is_pair_scorer, role_of
@@ -40,6 +42,8 @@ class Anatomy:
 
 def dissect(path: Path, options: TeacherOptions) -> Anatomy:
     """Take a file apart without running it; only what is no ONNX model at all is an error."""
+    if options.isolate:
+        return _isolated(path, options)
     proto = read_model(path)
     file, graph = describe(path, proto), Graph(proto)
     domains = {one.domain or "ai.onnx": one.version for one in proto.opset_import}
@@ -57,6 +61,7 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         except DistillError as error:
             problem = (error.message, error.fix)
     cost = graph.cost(choice.tensor, shapes) if choice is not None else None
+    at_once = image.shape[0] if image is not None and image.shape and isinstance(image.shape[0], int) else 1
     return Anatomy(
         file=file,
         kind=_kind(graph, choice, [role_of(graph, one.name, shapes)[0] for one in graph.outputs]),
@@ -69,11 +74,26 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         tensors=tuple(_tensor(*one) for one in candidates(graph, image.name, shapes)) if image else (),
         choice=choice,
         params=parameters(proto),
-        flops=cost.flops if cost is not None else None,
+        flops=cost.flops // at_once if cost is not None else None,
         counted=cost is not None and cost.complete,
         size=size,
         said=said,
     )
+
+
+def _isolated(path: Path, options: TeacherOptions) -> Anatomy:
+    """The same from a child process, so that nothing here parses the file."""
+    check_path(path)
+    child = Child(path)
+    try:
+        said = child.dissect(plain.marked(asdict(replace(options, isolate=False))))
+    finally:
+        child.close()
+    facts = plain.unmarked(said["anatomy"])
+    choice = facts.pop("choice")
+    tensors = {kind: tuple(TensorReport(**one) for one in facts.pop(kind)) for kind in ("inputs", "outputs", "tensors")}
+    whole = {**facts, **tensors, "choice": Choice(**choice) if choice else None}
+    return Anatomy(**{**whole, "file": plain.file_of(path, said)})
 
 
 def _kind(graph: Graph, choice: Choice | None, roles: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from distilltool import extensions, images
 from distilltool import recipe as recipes
 from distilltool.bought import BoughtTeacher, is_vectors, open_bought
+from distilltool.choice import Describe, choose
 from distilltool.defaults import (
     DEVICE,
     EVALUATION_STORE,
@@ -30,7 +31,6 @@ from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory
 from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
-from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.remote import ServedTeacher, is_address, open_server
@@ -47,7 +47,7 @@ from distilltool.report import (
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
+from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
@@ -197,7 +197,10 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch)
+        described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+        bought = _query(
+            embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
+        )
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -414,8 +417,8 @@ def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, g
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
-    if SPACE_KEY in read_file(Path(path)).metadata:
-        return open_teacher(Path(path))
+    if SPACE_KEY in file_of(Path(path), options.isolate).metadata:
+        return open_teacher(Path(path), TeacherOptions(device=options.device, isolate=options.isolate))
     return open_teacher(Path(path), options, guess=guess)
 
 
@@ -530,6 +533,7 @@ def _query(
     select: str,
     seed: int,
     progress: Progress,
+    features: Describe | None = None,
 ) -> QueryReport:
     """Ask a teacher that can be asked, take over the answers of one that cannot. root: where the images are."""
     if isinstance(embedder, BoughtTeacher):
@@ -541,12 +545,16 @@ def _query(
             )
         return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
     served = isinstance(embedder, ServedTeacher)
-    order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
+    room = 0 if plan else _room(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
+    state = ledger.settled(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    answered = {sha256 for sha256, how in state.items() if how == "done"}
+    photos = [photo for photo in stock.photos if photo.sha256 in answered or photo.sha256 not in state]
+    choice = choose(select, photos, answered, len(photos) if room is None else room, seed, progress, features)
     return query_stage.query(
         embedder,
         stock,
         ledger,
-        order=order,
+        choice=choice,
         budget=terms.budget,
         plan=plan,
         batch=embedder.largest(batch or SERVED_BATCH) if isinstance(embedder, ServedTeacher) else batch,
@@ -554,6 +562,12 @@ def _query(
         price=terms.price,
         progress=progress,
     )
+
+
+def _room(embedder: Teacher, ledger: Ledger, budget: int | None) -> int | None:
+    """How often the teacher may still be asked, None for no limit."""
+    ceiling = ledger.budget(embedder.key.sha256, budget)
+    return None if ceiling is None else max(0, ceiling - ledger.spent(embedder.key.sha256))
 
 
 def _refuse_shared(

@@ -136,7 +136,10 @@ Device = Annotated[
 Isolate = Annotated[
     bool, typer.Option("--isolate", help="Run the model in a child process with limits: for files you do not trust.")
 ]
-Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
+Select = Annotated[
+    str,
+    typer.Option(metavar="random|coverage|cluster", help="Which images to ask about first when the budget is short."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
 
@@ -405,7 +408,7 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to fill. (default: RUN/bundle)", show_default=False)
     ] = None,
     teacher: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="The teacher to time beside it. (default: the run's)", show_default=False),
     ] = None,
     opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,

@@ -29,6 +29,12 @@ MOVES = {
 }
 
 
+# what a constant may pass before it is used: none of them changes its numbers
+RESHAPES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+AS_IT_IS = {"Identity", "Cast", "DequantizeLinear", "Transpose"}  # and a weight, which then may be turned
+CHAIN = 8  # nodes on such a way
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Value:
     """A tensor of the graph. shape: numbers, names of free axes, None where nothing is known of an axis; the whole
@@ -63,33 +69,55 @@ class Graph:
         for node in self.nodes:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-            if node.op_type == "Constant" and len(node.output) == 1:
-                tensor = next((one.t for one in node.attribute if one.name == "value"), None)
-                if tensor is not None:
-                    self.weights.setdefault(node.output[0], tensor)
+            if node.op_type == "Constant" and len(node.output) == 1 and (tensor := _held(node)) is not None:
+                self.weights.setdefault(node.output[0], tensor)
         held = {one.name for one in graph.initializer}
         self.inputs = tuple(_value(one) for one in graph.input if one.name not in held)
         self.outputs = tuple(_value(one) for one in graph.output)
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """A small constant's value, also one that was quantised; None where the tensor is no small constant."""
-        tensor = self.weights.get(name)
-        if tensor is None:
+        for _ in range(CHAIN):
+            if name in self.weights:
+                return _small(self.weights[name])
             node = self.maker.get(name)
-            if node is not None and node.op_type in ("Identity", "DequantizeLinear", "Cast") and node.input:
+            if node is None or not node.input:
+                return None
+            if node.op_type == "DequantizeLinear":
                 return self._dequantised(node)
-            return None
-        return _small(tensor)
+            if node.op_type not in RESHAPES:
+                return None
+            name = str(node.input[0])
+        return None
 
     def _dequantised(self, node: onnx.NodeProto) -> NDArray[Any] | None:
         parts = [_small(self.weights[name]) if name in self.weights else None for name in node.input if name]
         if not parts or any(part is None for part in parts):
             return None
         values = [np.asarray(part, np.float64) for part in parts]
-        if node.op_type != "DequantizeLinear" or len(values) < 2 or values[1].size != 1:
-            return values[0] if node.op_type != "DequantizeLinear" else None
+        if len(values) < 2 or values[1].size != 1:
+            return None
         shifted: NDArray[Any] = (values[0] - (values[2] if len(values) > 2 else 0)) * values[1]
         return shifted
+
+    def weight_dims(self, name: str) -> tuple[int, ...] | None:
+        """Dimensions of a weight, also one that is dequantised, converted or transposed on the way; else None."""
+        turned: list[list[int]] = []
+        for _ in range(CHAIN):
+            if name in self.weights:
+                dims = tuple(self.weights[name].dims)
+                for perm in reversed(turned):
+                    if perm and sorted(perm) != list(range(len(dims))):
+                        return None
+                    dims = tuple(dims[at] for at in perm) if perm else dims[::-1]
+                return dims
+            node = self.maker.get(name)
+            if node is None or not node.input or node.op_type not in AS_IT_IS:
+                return None
+            if node.op_type == "Transpose":
+                turned.append(list(self.attribute(node, "perm", [])))
+            name = str(node.input[0])
+        return None
 
     def attribute(self, node: onnx.NodeProto, name: str, default: Any) -> Any:
         """An attribute's value, or the default where the node does not carry it."""
@@ -143,26 +171,30 @@ class Graph:
             return 0
         operands = [self._dims(name, shapes) for name in node.input]
         made = self._dims(node.output[0], shapes) if node.output else None
-        weight = operands[WEIGHT_AT.get(kind, 1)] if len(operands) > WEIGHT_AT.get(kind, 1) else None
-        if made is None or weight is None or operands[0] is None:
+        if kind == "Einsum":
+            return _einsum(str(self.attribute(node, "equation", b"").decode()), operands)
+        if kind in ("Attention", "MultiHeadAttention"):
+            return _attention(operands, made) if node.domain in ("", "ai.onnx") else None
+        at = WEIGHT_AT.get(kind, 1)
+        weight = operands[at] if len(operands) > at else None
+        if weight is None:
             return None
         if kind == "ConvTranspose":
-            return math.prod(operands[0]) * math.prod(weight[1:])
+            return math.prod(operands[0]) * math.prod(weight[1:]) if operands[0] is not None else None
+        if made is None:
+            return None
         if "Conv" in kind:
             return math.prod(made) * math.prod(weight[1:])
-        inner = operands[0][-1] if operands[0] else 1
-        if kind == "Gemm" and self.attribute(node, "transA", 0):
-            inner = operands[0][0]
-        return math.prod(made) * inner
+        if len(weight) < 2:
+            return math.prod(made) * math.prod(weight)
+        return math.prod(made) * (weight[-1] if self.attribute(node, "transB", 0) else weight[-2])
 
     def _dims(self, name: str, shapes: Mapping[str, Value]) -> tuple[int, ...] | None:
-        if name in self.weights:
-            return tuple(self.weights[name].dims)
+        """A tensor's dimensions, all of them known, else None."""
+        if (known := self.weight_dims(name)) is not None:
+            return known
         shape = shapes[name].shape if name in shapes else None
         if shape is None or not all(isinstance(side, int) for side in shape):
-            node = self.maker.get(name)
-            if node is not None and node.op_type in ("DequantizeLinear", "Cast", "Identity") and node.input:
-                return tuple(self.weights[node.input[0]].dims) if node.input[0] in self.weights else None
             return None
         return tuple(side for side in shape if isinstance(side, int))
 
@@ -182,17 +214,58 @@ class Graph:
         return model
 
 
-WEIGHT_AT = {"QLinearConv": 3, "QLinearMatMul": 3}
+WEIGHT_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 COUNTED = {
     "Conv",
     "ConvTranspose",
     "ConvInteger",
     "QLinearConv",
+    "FusedConv",
     "Gemm",
+    "QGemm",
+    "FusedGemm",
     "MatMul",
     "MatMulInteger",
     "QLinearMatMul",
+    "FusedMatMul",
+    "Einsum",
+    "Attention",
+    "MultiHeadAttention",
 }
+
+
+def _einsum(equation: str, operands: Sequence[tuple[int, ...] | None]) -> int | None:
+    """Multiply-adds of a product of two tensors: one for each combination of all its indices."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(operands) != 2 or len(terms) != 2 or "..." in equation:
+        return 0 if len(operands) == 1 else None
+    sizes: dict[str, int] = {}
+    for term, dims in zip(terms, operands, strict=True):
+        if dims is None or len(dims) != len(term):
+            return None
+        sizes |= dict(zip(term, dims, strict=True))
+    return math.prod(sizes.values())
+
+
+def _attention(operands: Sequence[tuple[int, ...] | None], made: tuple[int, ...] | None) -> int | None:
+    """Multiply-adds of the operator of opset 23: queries times keys, then weights times values."""
+    queries, keys = (operands[0], operands[1]) if len(operands) > 1 else (None, None)
+    if queries is None or keys is None or made is None:
+        return None
+    return (math.prod(queries) + math.prod(made)) * keys[-2]
+
+
+def _held(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor a Constant node holds, in whichever way it is written."""
+    for one in node.attribute:
+        if one.name == "value":
+            held: TensorProto = one.t
+            return held
+        if one.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = TensorProto.FLOAT if "float" in one.name else TensorProto.INT64
+            value = np.asarray(helper.get_attribute_value(one))
+            return helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
+    return None
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

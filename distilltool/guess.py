@@ -32,21 +32,20 @@ MOST = 32  # images looked at, at most
 FIRST = 8  # of them for every family; the others are for those still in the running
 FEWEST = 12  # with fewer, nothing is clear
 
-# chosen on benchmarks/guess_preprocess.py, each model's from the other models; see docs/LOG.md
-FOUND = 0.9  # clear only where images do find their views: the score that the first must reach
-SURE = 2.0  # and where it leads by so many standard errors over images, in loss and in separation,
-LEAD = 0.15  # and by so much in the logarithm of the loss
+# chosen on benchmarks/guess_preprocess.py; how each was arrived at stands in docs/LOG.md
+FOUND = 0.85  # clear only where images do find their views: the share of a blind guess's loss that is avoided,
+SURE = 3.0  # where the first's separation leads by so many standard errors over images,
+CROPS = 0.3  # and where crops alone do not speak for another by more than this in the logarithm of the loss
 FLOOR = 0.02  # of a loss: below it all is found, and ratios say nothing
-HOPELESS = 3.0  # standard errors behind the first after FIRST images
-HOPELESS_LEAD = 0.5
+HOPELESS = 4.0  # standard errors behind the first after FIRST images
+HOPELESS_LEAD = 0.3  # and logarithm of the separations' ratio
 ALIKE = 0.05  # answers are the same where conventions move them less than this share of the distance between images
 COLOUR_SURE = 3.0  # standard errors
 COLOUR_LEAD = 0.1  # in the logarithm of the ratio between red's and blue's noise
-SIZE_LEAD = 1.0  # as LEAD, for a side other than the usual one
+SIZE_LEAD = 0.3  # logarithm of the separations' ratio, for a side other than the usual one
 BLIND = 1e-6  # cosine distance between images under which a network says the same of all
 
-NOISE = 25.0  # standard deviation in 0 to 255, of the noisy view
-COLOUR_NOISE = 30.0
+COLOUR_NOISE = 30.0  # standard deviation in 0 to 255
 TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)  # in standard deviations of the similarities
 
 
@@ -68,12 +67,14 @@ class Candidate:
 class Entry:
     """A candidate's place in the ranking.
 
-    score: 1 where every view finds its image, 0 where they find it no better than blindly; None where it was not
-    measured on its own. images: how many it was measured on. note: why there is no score, or what it shares.
+    score: how far views are more similar to their own image's than to other images' views, in standard deviations;
+    None where the model failed. found: 1 where every view finds its image, 0 where it does no better than blindly.
+    images: how many these were measured on. note: why it failed, or whose answers it shares.
     """
 
     candidate: Candidate
     score: float | None
+    found: float | None
     images: int
     note: str = ""
 
@@ -83,10 +84,11 @@ class Ranking:
     """What the guess found, the best first.
 
     sides: the first at every input size that the graph leaves open, the one to be used first. margin: standard errors
-    between the first family and the next whose answers differ, None where there is none. clear: the first may be used
-    unasked; otherwise `why` says in a few words what keeps it from being clear. red_over_blue: how much more noise in
-    red disturbs than in blue, as the first feeds them; above 1 speaks for its order. images: looked at.
-    passes: images sent through the model, every view counted.
+    between the first family and the next whose answers differ, None where there is none; lead: the logarithm of their
+    scores' ratio. clear: the first may be used unasked; otherwise `why` says what keeps it from that.
+    red_over_blue: how much more noise in red disturbs than noise in blue, as the first feeds them, and colour_errors
+    how many standard errors that is from equal; above 1 speaks for this order. images: looked at. passes: images sent
+    through the model, every view counted.
     """
 
     entries: tuple[Entry, ...]
@@ -202,17 +204,18 @@ class _Scored:
 
     candidate: Candidate
     vectors_VND: NDArray[np.float32]
-    loss_N: Array
     separation_N: Array
-
-    @property
-    def loss(self) -> float:
-        return float(self.loss_N.mean())
+    loss_N: Array
+    crop_loss_N: Array
 
     @property
     def score(self) -> float:
+        return float(self.separation_N.mean())
+
+    @property
+    def found(self) -> float:
         """The share of a blind guess's loss that is avoided."""
-        return 1 - self.loss / float(np.log(len(self.loss_N)))
+        return 1 - float(self.loss_N.mean()) / float(np.log(len(self.loss_N)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +296,7 @@ def _tournament(probe: _Probe, field: Sequence[Candidate]) -> _Field:
 def _final(probe: _Probe, field: _Field) -> _Field:
     """Give those still in the running the other images too, and sort."""
     rest = range(min(FIRST, probe.count), probe.count)
-    ordered = sorted(field.scored, key=lambda one: one.loss)
+    ordered = sorted(field.scored, key=lambda one: -one.score)
     running = [one for place, one in enumerate(ordered) if place < 2 or not _hopeless(ordered[0], one)]
     finished: list[_Scored] = []
     failed = dict(field.failed)
@@ -305,7 +308,7 @@ def _final(probe: _Probe, field: _Field) -> _Field:
             continue
         finished.append(_measure(one.candidate, np.concatenate([one.vectors_VND, more], axis=1)))
     return _Field(
-        scored=sorted(finished, key=lambda one: one.loss),
+        scored=sorted(finished, key=lambda one: -one.score),
         dropped=[one for one in ordered if one not in running],
         same=field.same,
         failed=failed,
@@ -331,20 +334,35 @@ def _alike(some_ND: NDArray[np.float32], others_ND: NDArray[np.float32]) -> bool
 
 
 def _measure(candidate: Candidate, vectors_VND: NDArray[np.float32]) -> _Scored:
-    """Loss and separation of each image, over all pairs of views, with and without what all answers have in common."""
+    """What each image's views found, with and without what all answers have in common.
+
+    The score is of altered views against each other. Changed light is easier to see through the less contrast a network
+    is given, so crops are looked at on their own too.
+    """
     flat = vectors_VND.reshape(-1, vectors_VND.shape[-1]).astype(np.float64)
     flat /= max(float(np.abs(flat).max()), 1e-30)
-    found = [_found(rows.reshape(vectors_VND.shape)) for rows in (flat, flat - flat.mean(axis=0))]
+    both = [rows.reshape(vectors_VND.shape) for rows in (flat, flat - flat.mean(axis=0))]
+    altered = [_found(rows[1:]) for rows in both]
+    crops = [_found(rows[:CROPPED]) for rows in both]
     return _Scored(
         candidate=candidate,
         vectors_VND=vectors_VND,
-        loss_N=np.mean([loss_N for loss_N, _ in found], axis=0),
-        separation_N=np.mean([separation_N for _, separation_N in found], axis=0),
+        separation_N=np.mean([one.separation_N for one in altered], axis=0),
+        loss_N=np.mean([one.loss_N for one in altered], axis=0),
+        crop_loss_N=np.mean([one.loss_N for one in crops], axis=0),
     )
 
 
-def _found(answers_VND: Array) -> tuple[Array, Array]:
-    """How well views find their images by cosine: loss and separation, both (n,).
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Found:
+    """How well the views of each image found it, (n,) each."""
+
+    loss_N: Array
+    separation_N: Array
+
+
+def _found(answers_VND: Array) -> _Found:
+    """How well views find their images by cosine.
 
     Loss: cross-entropy of the own image in a softmax over all (InfoNCE, van den Oord et al. 2018), at the temperature
     that suits each pair of views best, so that no convention gains by the scale of its similarities. Separation: own
@@ -361,7 +379,9 @@ def _found(answers_VND: Array) -> tuple[Array, Array]:
     others = pairs_PNN[:, ~np.eye(count, dtype=bool)]
     apart_PN = own_PN - (pairs_PNN.sum(axis=2) - own_PN) / (count - 1)
     spread = np.sqrt((own_PN.var() + others.var()) / 2) + 1e-12
-    return losses_TPN[best_P, np.arange(len(best_P))].mean(axis=0), apart_PN.mean(axis=0) / spread
+    return _Found(
+        loss_N=losses_TPN[best_P, np.arange(len(best_P))].mean(axis=0), separation_N=apart_PN.mean(axis=0) / spread
+    )
 
 
 def _cross_entropy(pairs_PNN: Array, own_PN: Array, temperature_P: Array) -> Array:
@@ -372,10 +392,16 @@ def _cross_entropy(pairs_PNN: Array, own_PN: Array, temperature_P: Array) -> Arr
 
 
 def _ahead(first: _Scored, other: _Scored) -> _Lead:
-    """What the first leads by, image by image; in standard errors the lesser of loss and separation."""
-    lead = np.log((other.loss + FLOOR) / (first.loss + FLOOR))
-    loss = _errors(other.loss_N - first.loss_N)
-    return _Lead(lead=float(lead), errors=min(loss, _errors(first.separation_N - other.separation_N)))
+    """What the first's separation leads by, image by image."""
+    lead = np.log(max(first.score, 1e-3) / max(other.score, 1e-3))
+    return _Lead(lead=float(lead), errors=_errors(first.separation_N - other.separation_N))
+
+
+def _crops_against(field: _Field) -> list[str]:
+    """Names of those that crops alone speak for."""
+    first, *others = field.scored
+    loss = first.crop_loss_N.mean() + FLOOR
+    return [one.candidate.name for one in others if np.log((one.crop_loss_N.mean() + FLOOR) / loss) < -CROPS]
 
 
 def _errors(values_N: Array) -> float:
@@ -433,9 +459,11 @@ def _doubts(field: _Field, margin: _Lead | None, colour: _Lead, images: int) -> 
     """What keeps the first from being clear, in a few words each."""
     first = field.scored[0]
     doubts = [f"{images} images are too few, {FEWEST} the least"] if images < FEWEST else []
-    if first.score < FOUND:
-        doubts.append(f"images find their views too seldom (score {first.score:.2f}, want {FOUND})")
-    if margin is not None and (margin.errors < SURE or margin.lead < LEAD):
+    if first.found < FOUND:
+        doubts.append(f"images find their views too seldom ({first.found:.2f} of the way from blind, want {FOUND})")
+    if against := _crops_against(field):
+        doubts.append(f"crops alone speak for {' and '.join(against)}")
+    if margin is not None and margin.errors < SURE:
         doubts.append(f"the next is too close ({margin.errors:.1f} standard errors, want {SURE:.0f})")
     if not _told(colour):
         doubts.append("RGB and BGR cannot be told apart")
@@ -455,14 +483,14 @@ def _sides(probe: _Probe, candidates: Sequence[Candidate], best: Candidate) -> l
     if len(found) < 2:
         return []
     usual = next(one for one in found if one.candidate == best)
-    found.sort(key=lambda one: one.loss)
+    found.sort(key=lambda one: -one.score)
     ahead = _ahead(found[0], usual)
     chosen = found[0] if ahead.errors > SURE and ahead.lead > SIZE_LEAD else usual
-    return [_entry(one) for one in sorted(found, key=lambda one: (one is not chosen, one.loss))]
+    return [_entry(one) for one in sorted(found, key=lambda one: (one is not chosen, -one.score))]
 
 
 def _entry(one: _Scored, note: str = "") -> Entry:
-    return Entry(candidate=one.candidate, score=one.score, images=len(one.loss_N), note=note)
+    return Entry(candidate=one.candidate, score=one.score, found=one.found, images=len(one.loss_N), note=note)
 
 
 def _entries(field: _Field, best: Candidate, candidates: Sequence[Candidate]) -> list[Entry]:
@@ -471,7 +499,13 @@ def _entries(field: _Field, best: Candidate, candidates: Sequence[Candidate]) ->
     for one in (*field.scored, *field.dropped):
         entries.append(_entry(one, "" if one in field.scored else "left behind early"))
         entries += [
-            Entry(candidate=candidate, score=one.score, images=len(one.loss_N), note=f"answers as {host.name}")
+            Entry(
+                candidate=candidate,
+                score=one.score,
+                found=one.found,
+                images=len(one.loss_N),
+                note=f"answers as {host.name}",
+            )
             for candidate, host in field.same.items()
             if host == one.candidate
         ]
@@ -485,7 +519,9 @@ def _entries(field: _Field, best: Candidate, candidates: Sequence[Candidate]) ->
 
 
 def _failures(field: _Field) -> list[Entry]:
-    return [Entry(candidate=one, score=None, images=0, note=str(error)) for one, error in field.failed.items()]
+    return [
+        Entry(candidate=one, score=None, found=None, images=0, note=str(error)) for one, error in field.failed.items()
+    ]
 
 
 def _nothing(probe: _Probe, field: _Field) -> Ranking:
@@ -546,15 +582,5 @@ def _flat(image: Image.Image, size: tuple[int, int], at: int) -> NDArray[np.uint
     return _sized(ImageEnhance.Contrast(image).enhance(0.4), size)
 
 
-def _blurred(image: Image.Image, size: tuple[int, int], at: int) -> NDArray[np.uint8]:
-    """As if it had been five times smaller."""
-    small = image.resize((max(image.width // 5, 4), max(image.height // 5, 4)), Image.Resampling.BILINEAR)
-    return _sized(small.resize(image.size, Image.Resampling.BICUBIC), size)
-
-
-def _noisy(image: Image.Image, size: tuple[int, int], at: int) -> NDArray[np.uint8]:
-    noise = np.random.default_rng(at).normal(0, NOISE, (*size, 3))
-    return (_sized(image, size) + noise).clip(0, 255).astype(np.uint8)
-
-
-VIEWS: tuple[View, ...] = (_whole, _corner, _centre, _dark, _flat, _blurred, _noisy)
+VIEWS: tuple[View, ...] = (_whole, _corner, _centre, _dark, _flat)
+CROPPED = 3  # of them the first, whose light is as it was

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -12,6 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from distilltool.errors import DistillError
 from distilltool.graph import MAX_NODES, tensors
 
+EXPORT_ANEW = "export the model anew, or fetch it again"
 LIMIT = 2**31 - 1  # bytes of one protobuf message; more must lie in external data
 
 
@@ -34,25 +36,30 @@ def read_file(path: Path) -> OnnxFile:
 def describe(path: Path, model: onnx.ModelProto) -> OnnxFile:
     """Hash a model that is read already, with its external data."""
     extra = external_files(path, model)
-    digest = hashlib.sha256()
-    for one in (path, *extra):
-        with one.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
     return OnnxFile(
         path=path,
-        sha256=digest.hexdigest(),
+        sha256=hash_of([path, *extra]),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         size_bytes=sum(one.stat().st_size for one in (path, *extra)),
         external=tuple(extra),
     )
 
 
+def hash_of(files: Sequence[Path]) -> str:
+    """sha256 of files one after the other, in hex."""
+    digest = hashlib.sha256()
+    for one in files:
+        with one.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def read_model(path: Path) -> onnx.ModelProto:
     """Parse a model file, external data left where it is; what is no model is a DistillError of one line."""
-    _check_path(path)
+    check_path(path)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise DistillError(
             f"{path} is no ONNX model ({first_line(error)})", "give a file written by an ONNX exporter"
@@ -66,7 +73,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _check_path(path: Path) -> None:
+def check_path(path: Path) -> None:
+    """Refuse what cannot be a model, before anything of it is parsed."""
     if not path.exists():
         raise DistillError(f"there is no file {path}", "check the path of the ONNX model")
     if path.is_dir():
@@ -80,6 +88,8 @@ def _check_path(path: Path) -> None:
         raise DistillError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
     if head.startswith(b"version https://git-lfs"):
         raise DistillError(f"{path} is a Git LFS pointer, not the model itself", "fetch the model with: git lfs pull")
+    if head[4:8] == b"ORTM":  # onnxruntime would take it for its own format, whatever we parsed
+        raise DistillError(f"{path} is in onnxruntime's own format", "give the .onnx file it was made from")
     if path.stat().st_size > LIMIT:
         raise DistillError(
             f"{path} is larger than 2 GB in one file, which no ONNX reader takes",
@@ -88,25 +98,45 @@ def _check_path(path: Path) -> None:
 
 
 def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
-    """The files a model keeps its weights in, in order of name; missing ones and ones elsewhere are an error.
+    """The files a model keeps its weights in, in order of name; missing ones and ones elsewhere are an error."""
+    held = [tensor for tensor in tensors(model.graph) if uses_external_data(tensor)]
+    try:
+        places = {(one.location, one.offset or 0, one.length or 0) for one in map(ExternalDataInfo, held)}
+    except (ValueError, TypeError) as error:
+        raise DistillError(f"{path} keeps its weights where none can be ({first_line(error)})", EXPORT_ANEW) from None
+    files = inside(path, [location for location, _, _ in places])
+    sizes = {one: one.stat().st_size for one in files}
+    for location, offset, length in places:
+        if max(offset, 0) + max(length, 0) > sizes[path.parent / location]:
+            raise DistillError(
+                f"{path} wants {length:,} bytes from place {offset:,} of {location}, which is shorter", EXPORT_ANEW
+            )
+    return files
 
-    A link beside the model may point anywhere, as model hubs keep their caches; a name may not.
+
+def inside(path: Path, names: Sequence[str]) -> list[Path]:
+    """Files beside a model by the names it gives them, each once, in order of name.
+
+    A link beside the model may point to an ordinary file anywhere, as model hubs keep their caches, for whoever can
+    make links in that folder can put files there too; a name in the model may not.
     """
-    names = {ExternalDataInfo(tensor).location for tensor in tensors(model.graph) if uses_external_data(tensor)}
     for name in names:
         if not _stays(name):
             raise DistillError(
                 f"{path} wants to read {name!r}, which is outside its folder",
                 "do not trust this file: nothing was read",
             )
-    files = [path.parent / name for name in sorted(names)]
-    missing = [one.name for one in files if not one.is_file()]
+    files = [path.parent / name for name in sorted(set(names))]
+    missing = [one.name for one in files if not one.exists()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DistillError(
             f"{path} keeps its weights in {missing[0]}{more}, which is not there",
             f"put it into {path.parent}, beside the model",
         )
+    odd = [one.name for one in files if not one.is_file()]
+    if odd:
+        raise DistillError(f"{path} keeps its weights in {odd[0]}, which is no ordinary file", "do not trust this file")
     unread = [one.name for one in files if not os.access(one, os.R_OK)]
     if unread:
         raise DistillError(f"{path} keeps its weights in {unread[0]}, which cannot be read", "check its permissions")

@@ -27,7 +27,7 @@ from distilltool.graph import Value
 from distilltool.ledger import TeacherKey
 from distilltool.preprocess import Preprocess, parse_flags
 from distilltool.progress import Progress
-from distilltool.roles import choose_declared
+from distilltool.roles import choose_declared, input_role
 from distilltool.teacher import TeacherOptions, declared, fixed_size, settle, space_id, to_vectors, unknown_preprocess
 
 TOKEN = "DISTILLTOOL_TOKEN"  # environment variable whose value is sent as the bearer token
@@ -356,6 +356,11 @@ def open_server(
             f"the output {chosen} of {model.address.url()} is {output.datatype}", "choose another --output"
         )
     image = model.image.value
+    channels = (image.shape or (None, None))[1]
+    if input_role(image) != "image":
+        raise DistillError(
+            f"the input {image.name} of {model.address.url()} has {channels} channels", "name a model for RGB images"
+        )
     said = [one for one in (parse_flags(options.preprocess), declared(image)) if one]
     settled = known or settle(model.address.model, fixed_size(image), said)
     if settled is None:

@@ -98,7 +98,8 @@ class PlanReport:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryReport:
     """What `query` did. images: distinct readable ones; queried: asked now; cached: answered before;
-    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it.
+    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it;
+    near_duplicates: put last because they look like another image, None where the budget covers all and nobody looked.
     imported: answers bought elsewhere and taken over now; unmatched: answers offered that belong to no image here;
     ambiguous: of the pending, those sent before without an answer; cost: of all that was ever asked, None without a
     price."""
@@ -108,6 +109,7 @@ class QueryReport:
     images: int
     files: int
     duplicates: int
+    near_duplicates: int | None
     queried: int
     cached: int
     pending: int

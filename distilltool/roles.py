@@ -2,14 +2,14 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distilltool.errors import DistillError
-from distilltool.graph import MOVES, Graph, Shape, Value, sides
+from distilltool.graph import CHAIN, MOVES, WEIGHT_AT, Graph, Shape, Value, sides
 from distilltool.preprocess import NORMALISATIONS
 
 InputRole = Literal["image", "text", "setting", "other"]
@@ -27,8 +27,10 @@ EMBEDDING_NAMES = (
     "feature",
 )
 SCORE_NAMES = ("prob", "softmax", "logit", "score", "class")
+VECTOR_WORDS = ("embed", "feat", "token")
 BOX_NAMES = ("box", "detection", "num_det", "anchor")
 FEW = 8  # numbers below which a vector ranks nothing: a score, a box, a pose
+COUNTS = {10, 100, 365, 1000, 1001, 11221, 21841, 21843}  # classes of CIFAR, Places, ImageNet-1k and -21k
 STEP = 32  # widths of embeddings are multiples of it; numbers of classes (1000, 1001, 21841, 365, 101) are not
 POOLING = {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax", "GlobalLpPool"}
 SQUASH = {"Softmax", "LogSoftmax", "Sigmoid", "Hardmax"}
@@ -56,7 +58,8 @@ class Choice:
 class Tail:
     """The end of a classifier. linear: its last layer's output; features: what that layer reads; classes: how many.
 
-    squashed: a softmax or sigmoid follows; bias: the layer adds one; pooled: places are averaged after it.
+    squashed: a softmax or sigmoid follows; bias: the layer adds one; pooled: places are averaged after it;
+    channels_last: where the layer finds the channels of a map. heads: 2 where two such layers are added up.
     """
 
     linear: str
@@ -65,6 +68,13 @@ class Tail:
     squashed: bool
     bias: bool
     pooled: bool
+    channels_last: bool
+    heads: int = 1
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether its width is a number of classes rather than one of an embedding."""
+        return self.classes in COUNTS or (self.classes < FEW and self.bias) or (self.bias and self.classes % STEP != 0)
 
 
 def input_role(value: Value) -> InputRole:
@@ -103,32 +113,37 @@ def role_of(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[Outpu
     low = name.lower()
     if any(word in low for word in BOX_NAMES):
         return "detections", "its name"
-    if shape is None:
-        return ("embedding", "its name") if low in EMBEDDING_NAMES else ("other", "its shape is not known")
-    several = sides(shape)
-    if len(several) > 1:
-        if len(shape) == 3:
-            if isinstance(shape[2], int) and shape[2] < FEW:
-                return "detections", f"{shape[2]} numbers for each of many places"
-            return "token map", "its shape (N, T, D)"
-        return ("feature map", "its shape (N, D, H, W)") if len(shape) == 4 else ("other", f"its shape {shape}")
-    wide = several[0] if several else 1
+    if shape is not None and len(sides(shape)) > 1:
+        return _role_of_many(shape)
     found = tail(graph, name, shapes)
     if found is not None and found.squashed:
         return "probabilities", f"a softmax or sigmoid over {found.classes} classes"
     if low in EMBEDDING_NAMES:
         return "embedding", "its name"
-    if any(word in low for word in SCORE_NAMES):
+    if any(word in low for word in SCORE_NAMES) and not any(word in low for word in VECTOR_WORDS):
         return "logits", "its name"
+    if found is not None and found.is_classifier:
+        return "logits", f"{found.classes} numbers straight from a last linear layer"
+    if shape is None:
+        return "other", "its shape is not known"
+    wide = next(iter(sides(shape)), 1)
     if isinstance(wide, int) and wide < FEW:
         return "other", f"{wide} numbers are too few to rank by"
-    if found is not None and found.bias and found.classes % STEP:
-        return "logits", f"{found.classes} numbers straight from a last linear layer"
     return "embedding", "one vector per image"
 
 
+def _role_of_many(shape: Shape) -> tuple[OutputRole, str]:
+    """What a tensor of more than one axis for each image holds."""
+    if len(shape) == 3:
+        if isinstance(shape[2], int) and shape[2] < FEW:
+            return "detections", f"{shape[2]} numbers for each of many places"
+        return "token map", "its shape (N, T, D)"
+    return ("feature map", "its shape (N, D, H, W)") if len(shape) == 4 else ("other", f"its shape {shape}")
+
+
 def tail(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
-    """The classifying end that leads to a tensor: a linear layer, then at most pooling, a bias and a softmax."""
+    """The classifying end that leads to a tensor: a linear layer, or the sum of two, then at most pooling, a bias and
+    a softmax."""
     squashed = bias = pooled = False
     for _ in range(REACH):
         node = graph.maker.get(name)
@@ -136,20 +151,14 @@ def tail(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
             return None
         kind = node.op_type
         if kind in LINEAR:
-            return _layer(
-                graph,
-                node,
-                shapes,
-                Tail(
-                    linear=name,
-                    features="",
-                    classes=0,
-                    squashed=squashed,
-                    bias=bias or len(node.input) > 2,
-                    pooled=pooled,
-                ),
-            )
-        follow = _onward(graph, node)
+            found = _layer(graph, node, shapes)
+            if found is None:
+                return None
+            return replace(found, linear=name, squashed=squashed, bias=bias or found.bias, pooled=pooled)
+        follow = _onward(graph, node, pooled)
+        if follow is None and not pooled:
+            both = _two_heads(graph, node, shapes)
+            return replace(both, linear=name, squashed=squashed) if both is not None else None
         if follow is None or (kind in SQUASH and squashed):
             return None
         squashed |= kind in SQUASH
@@ -159,68 +168,111 @@ def tail(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
     return None
 
 
-def _onward(graph: Graph, node: Any) -> str | None:
+def _onward(graph: Graph, node: Any, pooled: bool) -> str | None:
     """The tensor to go on with when walking back through what may follow a classifying layer."""
     kind = node.op_type
-    if kind in MOVES or kind in SQUASH or kind in POOLING or kind == "Relu":
+    if kind in MOVES or kind in SQUASH or kind in POOLING or (kind == "Relu" and pooled):
         return str(node.input[0])
     if kind in ("Add", "Mul", "Div", "Sub"):  # of a constant: a bias, a temperature
-        free = [name for name in node.input if graph.constant(name) is None and name not in graph.weights]
+        free = [name for name in node.input if graph.constant(name) is None and graph.weight_dims(name) is None]
         return free[0] if len(free) == 1 else None
     return None
 
 
-def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value], so_far: Tail) -> Tail | None:
-    """Complete a tail at its linear layer; None where both sides are computed, as in attention."""
-    at = 3 if node.op_type.startswith("QLinear") else 1
-    if len(node.input) <= at:
+def _two_heads(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
+    """The end of a network trained with a distillation token (Touvron et al. 2021): two classifiers, averaged."""
+    if node.op_type not in ("Add", "Sum") or len(node.input) != 2:
         return None
-    weight = str(node.input[at])
-    behind = graph.maker.get(weight)
-    if weight not in graph.weights and not (behind is not None and any(n in graph.weights for n in behind.input)):
+    ends = [_single(graph, str(name), shapes) for name in node.input]
+    first, second = ends
+    if first is None or second is None or first.classes != second.classes or not first.is_classifier:
         return None
-    made = shapes.get(node.output[0])
-    shape = made.shape if made is not None else None
-    if shape is None or len(shape) < 2:
+    return replace(first, heads=1 if first.features == second.features else 2)
+
+
+def _single(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
+    """The linear layer that makes a tensor, a bias added at most."""
+    bias = False
+    for _ in range(CHAIN):
+        node = graph.maker.get(name)
+        if node is None or not node.input:
+            return None
+        if node.op_type in LINEAR:
+            found = _layer(graph, node, shapes)
+            return replace(found, linear=name, bias=bias or found.bias) if found is not None else None
+        follow = _onward(graph, node, False) if node.op_type in MOVES or node.op_type == "Add" else None
+        if follow is None:
+            return None
+        bias |= node.op_type == "Add"
+        name = follow
+    return None
+
+
+def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
+    """A linear layer as a tail of its own; None where both sides are computed, as in attention, or where a convolution
+    looks at more than one place, as no classifier's does."""
+    at = WEIGHT_AT.get(node.op_type, 1)
+    dims = _constant_dims(graph, str(node.input[at]), shapes) if len(node.input) > at else None
+    if dims is None or len(dims) < 2:
         return None
-    classes = shape[1] if "Conv" in node.op_type else shape[-1]
-    if not isinstance(classes, int):
-        return None
+    conv = "Conv" in node.op_type
+    if conv:
+        made = shapes.get(node.output[0])
+        whole = made is not None and made.shape is not None and len(sides(made.shape)) <= 1
+        if graph.attribute(node, "group", 1) != 1 or (max(dims[2:], default=1) > 1 and not whole):
+            return None
+    turned = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
     return Tail(
-        linear=so_far.linear,
+        linear=str(node.output[0]),
         features=str(node.input[0]),
-        classes=classes,
-        squashed=so_far.squashed,
-        bias=so_far.bias,
-        pooled=so_far.pooled,
+        classes=dims[0] if conv or turned else dims[-1],
+        squashed=False,
+        bias=len([name for name in node.input if name]) > (8 if at > 1 else 2),
+        pooled=False,
+        channels_last=not conv,
     )
+
+
+def _constant_dims(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, ...] | None:
+    """Dimensions of a weight, be it stored or computed by the graph without looking at any input."""
+    dims = graph.weight_dims(name)
+    if dims is None and name in shapes and not graph.needed_inputs(name):
+        known = shapes[name].shape or ()
+        dims = tuple(side for side in known if isinstance(side, int))
+    return dims
 
 
 def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
     """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does."""
     found = tail(graph, output, shapes)
-    if found is None or found.features not in shapes:
+    name = _settle(graph, found.features, shapes) if found is not None else None
+    if found is None or name is None:
         return None
-    shape = shapes[found.features].shape
-    name = _settle(graph, found.features, shapes)
-    several = len(sides(shape)) > 1
-    if several and len(shape or ()) != 4:
+    known = shapes.get(name)
+    several = known is not None and known.shape is not None and len(sides(known.shape)) > 1
+    if several and not found.pooled:
         return None
-    kind = "classes" if not several else "classes; averaged over its places"
+    classes = f"{found.classes} classes" + ("; averaged over its places, as the scores are" if several else "")
+    layer = "last layer" if found.heads == 1 else "first of two last layers"
     return Choice(
         tensor=name,
         role="feature map" if several else "embedding",
-        why=f"what the layer before {output} reads, as {output} holds scores of {found.classes} {kind}",
+        why=f"what the {layer} reads, as {output} holds scores of {classes}",
         pool="avg" if several else "none",
-        channels_last=False if several else None,
+        channels_last=found.channels_last if several else None,
     )
 
 
-def _settle(graph: Graph, name: str, shapes: Mapping[str, Value]) -> str:
-    """Step back over a dropout or identity, so that a tensor has the name that its maker gave it."""
-    while (node := graph.maker.get(name)) is not None and node.op_type in ("Dropout", "Identity") and node.input:
+def _settle(graph: Graph, name: str, shapes: Mapping[str, Value]) -> str | None:
+    """Step back over what changes no number, so that a tensor has the name its maker gave it; over a rounding to
+    bytes too, as bytes are no vector. None where only bytes are there."""
+    while (node := graph.maker.get(name)) is not None and node.input:
+        if node.op_type not in ("Dropout", "Identity", "QuantizeLinear"):
+            break
         name = str(node.input[0])
-    return name
+    value = shapes.get(name)
+    rounded = node is not None and node.op_type.startswith("QLinear")
+    return None if rounded or (value is not None and "int" in value.dtype) else name
 
 
 def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | None, pool: str | None) -> Choice:
@@ -233,9 +285,10 @@ def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | 
     listed = ", ".join(f"{name} ({role})" for name, (role, _) in roles.items())
     named = sorted(
         (name for name in outputs if name.lower() in EMBEDDING_NAMES and roles[name][0] != "probabilities"),
-        key=lambda name: EMBEDDING_NAMES.index(name.lower()),
+        key=lambda name: (roles[name][0] != "embedding", EMBEDDING_NAMES.index(name.lower())),
     )
     vectors = [name for name in outputs if roles[name][0] == "embedding"]
+    named = named if not vectors or (named and roles[named[0]][0] == "embedding") else []  # a map only for want of one
     maps = [name for name in outputs if roles[name][0] in ("token map", "feature map")]
     for group, reason in ((named, "its name"), (vectors, "one vector per image")):
         if group:
@@ -252,6 +305,8 @@ def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | 
         return _as_choice(
             graph, maps[0], roles[maps[0]][0], f"the only {roles[maps[0]][0]}, out of {listed}", shapes, pool
         )
+    if not outputs and (side := _image_side(graph, image, shapes)) is not None:
+        return side
     raise DistillError(
         f"no output is an embedding: {listed or 'none depends on the image alone'}",
         "see distilltool inspect MODEL --tensors, and name a tensor with --output",
@@ -299,6 +354,38 @@ def _no_vector(name: str, shape: Shape, role: str) -> DistillError:
         f"the output {name} is {sides_said}, a {role}, not one vector per image",
         "choose a pooling with --pool avg|max|gem|cls, or another --output",
     )
+
+
+def _image_side(graph: Graph, image: str, shapes: Mapping[str, Value]) -> Choice | None:
+    """The last vector computed from the image alone, where a text branch meets it: what the model compares texts to."""
+    reach = _from(graph, {image})
+    foreign = _from(graph, {one.name for one in graph.inputs if not _fillable(one, image)})
+    for node in reversed(graph.nodes):
+        if not any(name in foreign for name in node.output):
+            continue
+        for met in (str(one) for one in node.input if one in reach and one not in foreign):
+            name = _before_turning(graph, met)
+            shape = shapes[name].shape if name in shapes else None
+            wide = sides(shape)[0] if shape is not None and len(sides(shape)) == 1 else 0
+            if isinstance(wide, int) and wide >= FEW and role_of(graph, name, shapes)[0] == "embedding":
+                return Choice(
+                    tensor=name,
+                    role="embedding",
+                    why="the last vector of the image alone, which the rest compares with the other inputs",
+                    pool="none",
+                    channels_last=None,
+                )
+    return None
+
+
+def _before_turning(graph: Graph, name: str) -> str:
+    """A vector as it was before it was turned to be multiplied from the other side."""
+    for _ in range(CHAIN):
+        node = graph.maker.get(name)
+        if node is None or node.op_type not in ("Transpose", "Identity") or not node.input:
+            return name
+        name = str(node.input[0])
+    return name
 
 
 def _fillable(value: Value, image: str) -> bool:
@@ -356,28 +443,32 @@ def _channels_last(graph: Graph, name: str) -> bool | None:
 
 
 def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tuple[Value, OutputRole, str]]:
-    """Tensors that can serve as the embedding, from the first to the last: vectors, and maps all later work goes
-    through (the last of each shape)."""
+    """Tensors that can serve as the embedding, from the first to the last: maps and tokens that all later work goes
+    through (the last of each shape), and the vectors after them."""
     found: list[tuple[Value, OutputRole, str]] = []
-    reach = _from_image(graph, image)
+    reach = {name for name in _from(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
     waists = _waists(graph, reach)
     for node in graph.nodes:
         for name in node.output:
             value = shapes.get(name)
-            if name not in reach or value is None or value.shape is None or not value.dtype.startswith("float"):
+            if name not in reach or value is None or value.shape is None:
                 continue
             several = sides(value.shape)
             if len(several) == 1 and isinstance(several[0], int) and several[0] >= FEW:
                 found.append((value, *role_of(graph, name, shapes)))
             elif name in waists and len(several) > 1 and len(value.shape) in (3, 4):
+                found = [
+                    one for one in found if len(sides(one[0].shape)) > 1 or one[0].name in waists
+                ]  # gates, no more
                 found.append((value, *role_of(graph, name, shapes)))
-    found = [one for one in found if one[1] not in ("logits", "probabilities")]
+    found = [one for one in found if one[1] not in ("logits", "probabilities", "detections")]
     return [one for at, one in enumerate(found) if at + 1 == len(found) or found[at + 1][0].shape != one[0].shape]
 
 
-def _from_image(graph: Graph, image: str) -> set[str]:
-    """Every tensor that depends on the image; nodes of a valid graph stand in order of computation."""
-    reach = {image}
+def _from(graph: Graph, inputs: set[str]) -> set[str]:
+    """Every tensor that depends on one of these inputs, themselves included; nodes of a valid graph stand in order of
+    computation."""
+    reach = set(inputs)
     for node in graph.nodes:
         if any(name in reach for name in node.input):
             reach.update(name for name in node.output if name)
@@ -401,14 +492,16 @@ def _waists(graph: Graph, reach: set[str]) -> set[str]:
 def said_by_head(graph: Graph, image: str) -> dict[str, Any]:
     """Preprocessing that the graph's first operations do themselves, as the fields of what is left to do outside.
 
-    Only normalisations that are known conventions count: a learned scale looks alike but says nothing.
+    Only normalisations that are known conventions count: a learned scale looks alike but says nothing. A reversal of
+    channels alone says BGR: converters put it in front of RGB networks that are to be fed as OpenCV reads.
     """
-    scale, shift, turned = np.ones(3), np.zeros(3), False
-    for node, order in _head(graph, image):
-        turned ^= order
+    scale, shift, turned = np.ones(3), np.zeros(3), False  # in the order of the input's channels
+    for node, reverses in _head(graph, image):
+        turned ^= reverses
         operand = _per_channel(graph, node)
         if operand is None:
             continue
+        operand = operand[::-1] if turned else operand
         if node.op_type in ("Mul", "Div"):
             factor = operand if node.op_type == "Mul" else 1 / operand
             scale, shift = scale * factor, shift * factor
@@ -433,20 +526,56 @@ def _head(graph: Graph, image: str) -> Iterator[tuple[Any, bool]]:
             if node.op_type in ("Add", "Sub", "Mul", "Div") and _per_channel(graph, node) is None:
                 return
             yield node, False
-            name = str(node.output[0])
-        elif len(users) == 1 and node.op_type == "Split" and (joined := _reversed(graph, node)) is not None:
-            yield joined, True
-            name = str(joined.output[0])
+        elif len(users) == 1 and node.input[0] == name and _picks_backwards(graph, node):
+            yield node, True
+        elif (joined := _put_together_backwards(graph, name, users)) is not None:
+            node = joined
+            yield node, True
         else:
             return
+        name = str(node.output[0])
 
 
-def _reversed(graph: Graph, split: Any) -> Any | None:
-    """The Concat that puts three split channels together again in reverse, if that is what happens."""
-    users = [node for name in split.output for node in graph.users.get(name, [])]
-    if len(split.output) != 3 or len({id(one) for one in users}) != 1 or users[0].op_type != "Concat":
+def _picks_backwards(graph: Graph, node: Any) -> bool:
+    """Whether a node takes the three channels in reverse: a Gather of 2, 1, 0, or a Slice by steps of -1."""
+    if node.op_type == "Gather" and len(node.input) > 1:
+        places = graph.constant(str(node.input[1]))
+        return places is not None and places.ravel().tolist() in ([2, 1, 0], [-1, -2, -3])
+    if node.op_type == "Slice" and len(node.input) == 5:
+        steps, starts = graph.constant(str(node.input[4])), graph.constant(str(node.input[1]))
+        if steps is None or starts is None:
+            return False
+        return [one for one in steps.ravel().tolist() if one != 1] == [-1] and set(starts.ravel().tolist()) <= {
+            -1,
+            2,
+            0,
+        }
+    return False
+
+
+def _put_together_backwards(graph: Graph, name: str, users: Sequence[Any]) -> Any | None:
+    """The Concat that puts three channels together again in reverse, which one Split or three Slices, or three Gathers
+    of one place each, took apart; None where that is not what happens."""
+    if len(users) == 1 and users[0].op_type == "Split":
+        parts = [str(one) for one in users[0].output]
+    elif len(users) == 3 and len({one.op_type for one in users}) == 1 and users[0].op_type in ("Slice", "Gather"):
+        starts = [graph.constant(str(one.input[1])) for one in users if len(one.input) > 1]
+        if len(starts) < 3 or any(one is None or one.size != 1 for one in starts):
+            return None
+        order = {
+            int(np.ravel(one)[0]): str(node.output[0])
+            for one, node in zip(starts, users, strict=True)
+            if one is not None
+        }
+        if sorted(order) != [0, 1, 2]:
+            return None
+        parts = [order[place] for place in range(3)]
+    else:
         return None
-    return users[0] if list(users[0].input) == list(split.output)[::-1] else None
+    after = [node for part in parts for node in graph.users.get(part, [])]
+    if len(parts) != 3 or len({id(one) for one in after}) != 1 or after[0].op_type != "Concat":
+        return None
+    return after[0] if list(after[0].input) == parts[::-1] else None
 
 
 def _per_channel(graph: Graph, node: Any) -> NDArray[np.float64] | None:
@@ -465,17 +594,20 @@ def _per_channel(graph: Graph, node: Any) -> NDArray[np.float64] | None:
 def _convention(mean: NDArray[np.float64], std: NDArray[np.float64], turned: bool) -> dict[str, Any]:
     """Fields for the outside where the inside computes (x − mean) / std by a known convention, else nothing."""
     for known_mean, known_std in NORMALISATIONS:
-        for backwards in (False, True):
-            wanted_mean, wanted_std = (np.array(one[::-1] if backwards else one) for one in (known_mean, known_std))
-            for top in (1.0, 255.0):
+        for top in (1.0, 255.0):
+            if top == 1.0 and known_std == (1.0,) * 3 and not any(known_mean):
+                continue  # a learned scale close to 1: nothing was normalised
+            for backwards in (False, True):
+                wanted_mean, wanted_std = (np.array(one[::-1] if backwards else one) for one in (known_mean, known_std))
                 if np.allclose(mean, wanted_mean * top, rtol=0.02, atol=0.01 * top) and np.allclose(
                     std, wanted_std * top, rtol=0.02
                 ):
+                    level = len(set(known_mean)) == 1  # the same for each channel: says nothing of their order
                     return {
                         "scale": 1 / 255 if top == 1.0 else 1.0,
                         "mean": (0.0, 0.0, 0.0),
                         "std": (1.0, 1.0, 1.0),
-                        "channels": "BGR" if backwards != turned else "RGB",
+                        "channels": "BGR" if (turned if level else backwards) else "RGB",
                         "said_by": "graph (its first operations normalise)",
                     }
     return {}

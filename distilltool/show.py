@@ -217,6 +217,8 @@ class Show:
         if found.imported or found.unmatched:
             elsewhere = f" ({found.unmatched:,} more belong to no image here)" if found.unmatched else ""
             table.add_row("imported now", f"{found.imported:,}{elsewhere}")
+        if found.near_duplicates:
+            table.add_row("set aside", f"{found.near_duplicates:,} that look like another image: asked about last")
         table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
         table.add_row("known before", f"{found.cached:,}")
         table.add_row("asked ever", f"{found.spent:,}{budget}")

@@ -3,19 +3,21 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilltool import plain
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, OutOfMemory
 from distilltool.graph import Graph, Shape, Value
 from distilltool.images import workers
+from distilltool.isolate import Child
 from distilltool.ledger import TeacherKey
-from distilltool.onnx_file import OnnxFile, describe, first_line, read_model
+from distilltool.onnx_file import OnnxFile, check_path, describe, first_line, read_file, read_model
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
 from distilltool.roles import Choice, choose, image_inputs, input_role, is_pair_scorer, said_by_head
 from distilltool.runtime import RUNTIME_ERRORS, is_memory, open_session
@@ -296,6 +298,8 @@ def open_model(
     """
     if options.pool is not None and options.pool not in POOLS:
         raise DistillError(f"there is no pooling {options.pool!r}", f"use --pool {'|'.join(POOLS)}")
+    if options.isolate:
+        return _isolated(path, options, size, threads)
     proto = read_model(path)
     file = describe(path, proto)
     graph = Graph(proto)
@@ -319,6 +323,40 @@ def open_model(
         provider=str(session.get_providers()[0]),
         run=_runner(session, choice.tensor, image, feeds),
     )
+
+
+def _isolated(path: Path, options: TeacherOptions, size: tuple[int, int] | None, threads: int) -> OnnxModel:
+    """The same from a child process with limits, where the file is parsed and run."""
+    check_path(path)
+    child = Child(path, options.device)
+    inner = plain.marked(asdict(replace(options, isolate=False)))
+    said = child.open(inner, plain.marked(size), threads or workers())
+    try:
+        image, choice = plain.unmarked(said["image"]), plain.unmarked(said["choice"])
+        return OnnxModel(
+            file=plain.file_of(path, said),
+            choice=Choice(**choice),
+            image=Value(**image),
+            settings=plain.unmarked(said["settings"]),
+            said=plain.unmarked(said["said"]),
+            dim=said["dim"],
+            provider=str(said["provider"]),
+            run=child.run,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DistillError(f"the child process of {path} sent no facts", "do not trust this file") from None
+
+
+def file_of(path: Path, isolate: bool) -> OnnxFile:
+    """What a file says of itself, read in a child process with limits where it is not to be trusted."""
+    if not isolate:
+        return read_file(path)
+    check_path(path)
+    child = Child(path)
+    try:
+        return plain.file_of(path, child.read())
+    finally:
+        child.close()
 
 
 def _runner(
@@ -371,7 +409,9 @@ def _shape(value: Value) -> str:
 def layout_of(image: Value) -> str:
     """NCHW or NHWC, by where an input's three channels are."""
     shape = image.shape or ()
-    return "NHWC" if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else "NCHW"
+    if len(shape) != 4 or shape[1] == 3:
+        return "NCHW"
+    return "NHWC" if shape[3] == 3 or "channel" in str(shape[3]).lower() else "NCHW"  # "num_channels", as hubs name it
 
 
 def fixed_size(image: Value) -> tuple[int, int] | None:
@@ -533,8 +573,10 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
 
 def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
     """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
-    said = declared(image)
-    return said if image.dtype == "uint8" else said | said_by_head(graph, image.name)
+    said, head = declared(image), said_by_head(graph, image.name)
+    if image.dtype == "uint8":  # bytes go in as they are; their order is all that is left to say
+        return said | ({"channels": head["channels"]} if "channels" in head else {})
+    return said | head
 
 
 def declared(image: Value) -> dict[str, Any]:

@@ -321,6 +321,10 @@ def misshapen(path: Path) -> None:
     np.savez(path.with_suffix(".npz"), paths=np.array(["a"]), vectors=answers(2))
 
 
+def spelt_out(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), paths=np.array(["a"]), vectors=np.array([["one", "two"]]))
+
+
 def no_zip(path: Path) -> None:
     path.with_suffix(".npz").write_bytes(b"PK\x03\x04 torn")
 
@@ -370,6 +374,7 @@ def binary(path: Path) -> None:
         no_key,
         no_vectors,
         misshapen,
+        spelt_out,
         no_zip,
         texts,
         labels,

@@ -83,6 +83,7 @@ QUERY = {
     "images",
     "files",
     "duplicates",
+    "near_duplicates",
     "queried",
     "cached",
     "pending",

@@ -205,7 +205,7 @@ def output(shape: Any, data: Any) -> dict[str, Any]:
 def scripted() -> Iterator[Scripted]:
     """A misbehaving server."""
     with Scripted() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -409,7 +409,7 @@ def test_a_token_on_an_open_line_is_warned_of(
 def test_a_redirection_is_not_followed(scripted: Scripted, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take the images, and the token, to somebody nobody named."""
     with Scripted() as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
+        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
         scripted.script = [status(307, Location=other.url + "/infer")]
         assert "307" in fails(1, "query", scripted.url, "imgs", *FLAGS)
         assert other.asked == [] and other.seen == []

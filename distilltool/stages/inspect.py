@@ -60,7 +60,7 @@ def inspect(
                 ranking = look(model, said, _pictures(photos), progress)
             if settled is None and ranking is not None and ranking.clear:
                 settled = guessed(said, ranking)
-            trial = _try(model, settled, photos, progress)
+            trial = _try(model, settled, anatomy.size or (224, 224), photos, progress)
         except DistillError as error:
             problem = (error.message, error.fix)
     report = _report(anatomy, model, settled, trial, problem, tensors)
@@ -74,11 +74,17 @@ def _pictures(photos: Sequence[Path]) -> list[Image.Image]:
     return [one for one in opened if not isinstance(one, str)]
 
 
-def _try(model: OnnxModel, preprocess: Preprocess | None, photos: Sequence[Path], progress: Progress) -> Trial:
-    """Run on real images where they are given and it is known how to prepare them, else on two drawn ones."""
+def _try(
+    model: OnnxModel,
+    preprocess: Preprocess | None,
+    size: tuple[int, int],
+    photos: Sequence[Path],
+    progress: Progress,
+) -> Trial:
+    """Run on real images where they are given and it is known how to prepare them, else on two drawn ones of `size`."""
     if preprocess is None:
         plain = Preprocess.from_dict(
-            {"size": _drawn_size(model), "scale": 1 / 255, "layout": model.layout, "dtype": model.image.dtype}
+            {"size": size, "scale": 1 / 255, "layout": model.layout, "dtype": model.image.dtype}
         )
         return _time(OnnxEmbedder(model, plain), _noise(2, plain.size))
     embedder = OnnxEmbedder(model, preprocess)
@@ -115,11 +121,6 @@ def _time(embedder: OnnxEmbedder, rows_NHWC: NDArray[np.uint8]) -> Trial:
         embedder.embed(some)
         seconds.append(time.perf_counter() - began)
     return Trial(dim=dim, seconds=float(np.median(seconds)) / batch)
-
-
-def _drawn_size(model: OnnxModel) -> tuple[int, int]:
-    said = next((tuple(one["size"]) for one in model.said if "size" in one), None)
-    return said or (224, 224)
 
 
 def _noise(count: int, size: tuple[int, int]) -> NDArray[np.uint8]:

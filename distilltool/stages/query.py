@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distilltool import images, sanity
 from distilltool.bought import BoughtTeacher, Matched
+from distilltool.choice import Choice
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Interrupted, OutOfMemory, Unsure
 from distilltool.images import Inventory, Photo
@@ -41,7 +42,7 @@ def query(
     stock: Inventory,
     ledger: Ledger,
     *,
-    order: Sequence[Photo],
+    choice: Choice,
     budget: int | None,
     plan: bool,
     batch: int | None,
@@ -49,7 +50,7 @@ def query(
     price: float | None = None,
     progress: Progress,
 ) -> QueryReport:
-    """Ask about the images of `stock` that have no answer yet, in `order`, and report.
+    """Ask about the images of `stock` that have no answer yet, in the order of `choice`, and report.
 
     budget: the most the teacher may ever be asked in this ledger, from now on; None keeps the one given last.
     plan: ask about 32 images at most and forecast. ambiguous: as in `Ledger.claim`. price: of one question.
@@ -64,7 +65,7 @@ def query(
     if unsure and ambiguous == "fail":
         raise unsure_claims(len(unsure))
     left_out = unsure if ambiguous == "skip" else set()
-    missing = [photo for photo in order if photo.sha256 not in state and photo.sha256 not in left_out]
+    missing = [photo for photo in choice.order if photo.sha256 not in state and photo.sha256 not in left_out]
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress, ambiguous)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
@@ -85,6 +86,7 @@ def query(
         images=usable,
         files=stock.files,
         duplicates=stock.duplicates,
+        near_duplicates=choice.set_aside,
         queried=asked.queried,
         cached=cached,
         pending=pending,
@@ -119,6 +121,7 @@ def bring_in(teacher: BoughtTeacher, found: Matched, stock: Inventory, ledger: L
         images=len(stock.photos),
         files=stock.files,
         duplicates=stock.duplicates,
+        near_duplicates=None,
         queried=0,
         cached=len(state),
         pending=len(stock.photos) - len(found.rows),
