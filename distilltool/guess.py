@@ -30,7 +30,7 @@ SIDES = (112, 160, 224, 299, 384)  # nearer ones cannot be told from each other,
 
 MOST = 32  # images looked at, at most
 FIRST = 8  # of them for every family; the others are for those still in the running
-FEWEST = 12  # with fewer, nothing is clear
+FEWEST = 24  # with fewer, nothing is clear: every crop is found among few images, whatever is fed
 
 # chosen on benchmarks/guess_preprocess.py; how each was arrived at stands in docs/LOG.md
 FOUND = 0.85  # clear only where images do find their views: the share of a blind guess's loss that is avoided,
