@@ -388,6 +388,22 @@ def unsure_claims(count: int) -> DistillError:
     )
 
 
+def bytes_each(dim: int) -> int:
+    """Bytes that an answer of so many numbers adds to the file.
+
+    Whole rows share a page of 4096 bytes, longer ones go on in pages of their own; its entry in the index comes on top
+    (https://sqlite.org/fileformat.html, 1.6).
+    """
+    row = 4 * dim + 90  # with image, state, provider, time and checksum
+    more = 0
+    if row > 4061:
+        kept = 489 + (row - 489) % 4092
+        kept = kept if kept <= 4061 else 489
+        more = -(-(row - kept) // 4092)
+        row = kept + 4
+    return round(4096 / (4088 // (row + 5))) + 4096 * more + 64
+
+
 def _started(pid: int) -> str:
     """When a process began, in clock ticks since boot, so that a reused process number is not mistaken for it."""
     try:

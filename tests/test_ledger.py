@@ -470,3 +470,16 @@ def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
     path.touch()
     with Ledger.open(path) as ledger:
         assert ledger.spent("aa") == 0
+
+
+@pytest.mark.parametrize("dim", [16, 128, 512, 1024, 2048])
+def test_what_an_answer_takes_on_disk(ledger: Ledger, path: Path, rng: np.random.Generator, dim: int) -> None:
+    """The forecast of `--plan` beside the file itself."""
+    number = ledger.teacher(KEY)
+    empty = path.stat().st_size
+    for _ in range(15):
+        some = [rng.bytes(32) for _ in range(100)]
+        vectors = rng.normal(size=(100, dim)).astype(np.float32)
+        ledger.answer(number, ledger.claim(number, some, None), vectors, "CPUExecutionProvider")
+    ledger.close()
+    assert (path.stat().st_size - empty) / 1500 == pytest.approx(ledgers.bytes_each(dim), rel=0.1)

@@ -17,7 +17,7 @@ from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Interrupted, OutOfMemory, Unsure
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
-from distilltool.ledger import Ambiguous, Ledger, unsure_claims
+from distilltool.ledger import Ambiguous, Ledger, bytes_each, unsure_claims
 from distilltool.pace import Pace
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
@@ -25,7 +25,6 @@ from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 PROBES = 32
 NOT_FINITE = "the teacher's answer is not finite"
 CHUNK = 4096  # bought answers in one transaction
-ROW_OVERHEAD = 160  # bytes of an answer in SQLite beyond its vector: key, state, index entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +140,7 @@ def _forecast(asked: Asked, left: int, dim: int, price: float | None) -> PlanRep
         queries=left,
         seconds=left * asked.seconds / max(1, asked.queried),
         memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
-        disk_bytes=left * (4 * dim + ROW_OVERHEAD),
+        disk_bytes=left * bytes_each(dim),
         probed=asked.queried,
         cost=None if price is None else left * price,
     )
