@@ -418,7 +418,7 @@ def test_images_another_process_is_asking_about_are_not_silently_left_out(work: 
     from distilltool import images, ledger, teacher
 
     store = work / "shared.sqlite"
-    embedder = teacher.open_teacher(work / "teacher.onnx", preprocess=PRE)
+    embedder = teacher.open_teacher(work / "teacher.onnx", teacher.TeacherOptions(preprocess=tuple(PRE)))
     first = images.take_stock(images.find(work / "labelled")).photos[0].sha256
     code = (
         "import sys, time\n"
