@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from distilltool import images
-from distilltool.defaults import BATCH
+from distilltool.choice import Choice
 from distilltool.latency import machine
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
 from distilltool.stages.query import query
-from distilltool.teacher import OnnxEmbedder, open_teacher
+from distilltool.teacher import OnnxEmbedder, TeacherOptions, open_teacher
 
 
 def in_memory(teacher: OnnxEmbedder, arrays: np.ndarray, batch: int) -> float:
@@ -38,7 +38,14 @@ def from_files(teacher: OnnxEmbedder, paths: list[Path], folder: Path, batch: in
         began = time.perf_counter()
         stock = images.take_stock(paths)
         report = query(
-            teacher, stock, ledger, order=stock.photos, budget=None, plan=False, batch=batch, progress=Silent()
+            teacher,
+            stock,
+            ledger,
+            choice=Choice(order=stock.photos),
+            budget=None,
+            plan=False,
+            batch=batch,
+            progress=Silent(),
         )
         assert report.queried == len(paths), report
         return len(paths) / (time.perf_counter() - began)
@@ -51,10 +58,10 @@ def main() -> None:
     parser.add_argument("--preprocess", action="append", default=[])
     parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    teacher = open_teacher(args.teacher, preprocess=args.preprocess)
+    teacher = open_teacher(args.teacher, TeacherOptions(preprocess=tuple(args.preprocess)))
     paths = images.find(args.images)[: args.count]
     arrays, _ = images.load(paths, teacher.preprocess)
     rates: dict[str, list[float]] = {"in_memory": [], "query": []}

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["DistillError", "distill", "evaluate", "export", "load_student", "query"]
+__all__ = ["DistillError", "distill", "evaluate", "export", "inspect", "load_student", "query"]
 
 if TYPE_CHECKING:
-    from distilltool.api import distill, evaluate, export, load_student, query
+    from distilltool.api import distill, evaluate, export, inspect, load_student, query
     from distilltool.errors import DistillError
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from distilltool import extensions, images
 from distilltool import recipe as recipes
 from distilltool.bought import BoughtTeacher, is_vectors, open_bought
+from distilltool.choice import Describe, choose
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -21,6 +23,7 @@ from distilltool.defaults import (
     RECIPE,
     RUNS,
     SELECTION,
+    SERVED_BATCH,
     STORE,
     TIMEOUT,
 )
@@ -28,18 +31,59 @@ from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory
 from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
+from distilltool.onnx_file import read_file
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.remote import ServedTeacher, is_address, open_server
-from distilltool.report import DistillReport, EvalReport, ExportReport, QueryReport, to_json
+from distilltool.report import (
+    DistillReport,
+    EvalReport,
+    ExportReport,
+    InspectReport,
+    LedgerExportReport,
+    LedgerShowReport,
+    LedgerVerifyReport,
+    QueryReport,
+    to_json,
+)
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher, read_file
+from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
     from distilltool.students import Start
+
+
+def inspect(
+    model: str | Path,
+    images_dir: str | Path | None = None,
+    *,
+    tensors: bool = False,
+    guess_preprocess: bool = False,
+    preprocess: Sequence[str] = (),
+    output: str | None = None,
+    pool: str | None = None,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    progress: Progress | None = None,
+) -> InspectReport:
+    """Say what is understood of an ONNX file: without running it, then from running it on two images.
+
+    images_dir: with images the vectors are checked for sense too. tensors: list inner tensors that can be embeddings.
+    guess_preprocess: rank the known ways of preparing images by the model's own answers, also where it is known.
+    """
+    from distilltool.stages import inspect as stage
+
+    photos = images.find(Path(images_dir)) if images_dir is not None else []
+    if guess_preprocess and not photos:
+        raise DistillError("--guess-preprocess has no images to guess from", "give a folder of them", Exit.USAGE)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    return stage.inspect(
+        Path(model), options, photos, tensors=tensors, guess=guess_preprocess, progress=progress or Silent()
+    )
 
 
 def query(
@@ -52,7 +96,10 @@ def query(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
     seed: int = 0,
     max_cost: float | None = None,
@@ -74,8 +121,10 @@ def query(
     """
     watch = progress or Silent()
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), timeout, watch)
-    stock = _take_stock(images_dir)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
+    stock = taken()
     with Ledger.open(Path(store)) as ledger:
         return _query(embedder, stock, Path(images_dir), ledger, terms, plan, batch, select, seed, watch)
 
@@ -99,7 +148,10 @@ def distill(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     select: str = SELECTION,
     max_cost: float | None = None,
     price_per_query: float | None = None,
@@ -124,11 +176,13 @@ def distill(
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
-    embedder = _open(teacher, TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool), timeout, watch)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
+    taken = cache(lambda: _take_stock(images_dir))
+    embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
-    stock = _take_stock(images_dir)
+    stock = taken()
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
@@ -144,7 +198,10 @@ def distill(
         run.check(plan)
     stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        bought = _query(embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch)
+        described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+        bought = _query(
+            embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
+        )
         _refuse_shared(embedder, stock, ledger, watch, bought)
         answered = _answers(embedder, stock, ledger, bought)
     stage.check_answers(answered)
@@ -165,7 +222,10 @@ def evaluate(
     preprocess: Sequence[str] = (),
     output: str | None = None,
     pool: str | None = None,
-    batch: int = BATCH,
+    inputs: Sequence[str] = (),
+    device: str = DEVICE,
+    isolate: bool = False,
+    batch: int | None = None,
     max_cost: float | None = None,
     price_per_query: float | None = None,
     ambiguous: str | None = None,
@@ -184,13 +244,15 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
-    options = TeacherOptions(preprocess=tuple(preprocess), output=output, pool=pool)
+    options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
-    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch)
-    embedders = [_open_model(path, runs.get(str(path)), options) for path in models]
     dataset = datasets.open_dataset(Path(data), protocol)
+    taken = cache(lambda: images.take_stock(dataset.paths))
+    guess = _guesser(taken, store, None, watch)
+    asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch, guess)
+    embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
     with Ledger.open(Path(store)) as ledger:
-        stock = images.take_stock(dataset.paths)
+        stock = taken()
         root = Path(data) if Path(data).is_dir() else Path(data).parent
         bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
@@ -262,8 +324,55 @@ def export(
     )
 
 
+def ledger_show(store: str | Path = STORE) -> LedgerShowReport:
+    """List what a ledger holds: teachers, answers, what was asked and when."""
+    from distilltool.stages import audit
+
+    with Ledger.read(Path(store)) as ledger:
+        return audit.show(ledger)
+
+
+def ledger_verify(store: str | Path = STORE, *, images_dir: str | Path | None = None) -> LedgerVerifyReport:
+    """Check a ledger down to each vector, without changing it; its `faults` are empty where all is well.
+
+    images_dir: also say which of these images have no answer, and which answers are about none of them.
+    """
+    from distilltool.stages import audit
+
+    stock = None if images_dir is None else _take_stock(images_dir)
+    with Ledger.read(Path(store)) as ledger:
+        return audit.verify(ledger, stock)
+
+
+def ledger_export(
+    out: str | Path,
+    *,
+    store: str | Path = STORE,
+    teacher: str | None = None,
+    images_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LedgerExportReport:
+    """Write a ledger's answers to `out`, .parquet, .npz or .csv, which `query --import` reads.
+
+    teacher: how the sha256 of its file begins; None is all. images_dir: where the images are, for their paths.
+    """
+    from distilltool.stages import audit
+
+    stock = None if images_dir is None else _take_stock(images_dir)
+    base = Path(images_dir or "")
+    base = base if base.is_dir() else base.parent
+    paths = {} if stock is None else {photo.sha256: photo.path.relative_to(base) for photo in stock.photos}
+    with Ledger.read(Path(store)) as ledger:
+        return audit.export(ledger, Path(out), teacher or "", paths, progress or Silent())
+
+
 def _teacher_of(
-    runs: Sequence[RunDir], wanted: str | Path | None, options: TeacherOptions, timeout: float, progress: Progress
+    runs: Sequence[RunDir],
+    wanted: str | Path | None,
+    options: TeacherOptions,
+    timeout: float,
+    progress: Progress,
+    guess: Guess | None = None,
 ) -> Teacher:
     """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
     if not runs:
@@ -271,12 +380,19 @@ def _teacher_of(
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
         if is_vectors(Path(wanted)):  # output and pool are for the models then
             return open_bought(Path(wanted), TeacherOptions())
-        return _open(wanted, options, timeout, progress)
+        return _open(wanted, options, timeout, progress, guess)
     facts = [read_json(run.manifest)["teacher"] for run in runs]
     named = str(wanted if wanted is not None else facts[0]["path"])
     if not is_address(named) and wanted is None and not Path(named).is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
-    made_with = TeacherOptions(output=facts[0]["output"], pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None)
+    output, _, settings = facts[0]["output"].partition("?")
+    made_with = replace(
+        options,
+        preprocess=(),
+        output=output,
+        pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
+        inputs=tuple(one for one in settings.split("&") if one),
+    )
     known = Preprocess.from_dict(facts[0]["preprocess"])
     embedder: Teacher
     if is_address(named):
@@ -298,13 +414,13 @@ def _teacher_of(
     return embedder
 
 
-def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions) -> Embedder:
+def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:
     """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
     if run is not None:
         return load_student(path)
     if SPACE_KEY in read_file(Path(path)).metadata:
         return open_teacher(Path(path))
-    return open_teacher(Path(path), options)
+    return open_teacher(Path(path), options, guess=guess)
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -314,13 +430,35 @@ def load_student(run: str | Path) -> "TorchEmbedder":
     return stage.load_student(open_run(Path(run)))
 
 
-def _open(teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
+def _options(
+    preprocess: Sequence[str], output: str | None, pool: str | None, inputs: Sequence[str], device: str, isolate: bool
+) -> TeacherOptions:
+    return TeacherOptions(
+        preprocess=tuple(preprocess), output=output, pool=pool, inputs=tuple(inputs), device=device, isolate=isolate
+    )
+
+
+def _guesser(stock: Callable[[], Inventory], store: str | Path, budget: int | None, progress: Progress) -> Guess:
+    """Asked for the preprocessing of a file that nobody wrote it down for: probes it on the images, once a ledger."""
+
+    def guess(model: OnnxModel, said: Sequence[Mapping[str, Any]]) -> Preprocess:
+        from distilltool import probe
+
+        with Ledger.open(Path(store)) as ledger:
+            return probe.settle(model, said, stock().photos, ledger, budget, progress)
+
+    return guess
+
+
+def _open(
+    teacher: str | Path, options: TeacherOptions, timeout: float, progress: Progress, guess: Guess | None = None
+) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
     if is_address(str(teacher)):
         return _open_served(str(teacher), options, timeout, progress)
     if is_vectors(Path(teacher)):
         return _open_bought(Path(teacher), options, progress)
-    embedder = open_teacher(Path(teacher), options)
+    embedder = open_teacher(Path(teacher), options, guess=guess)
     progress.note(
         f"{Path(embedder.where).name}: embedding from output {embedder.key.output} ({embedder.why}); "
         f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"
@@ -392,10 +530,11 @@ def _query(
     ledger: Ledger,
     terms: _Terms,
     plan: bool,
-    batch: int,
+    batch: int | None,
     select: str,
     seed: int,
     progress: Progress,
+    features: Describe | None = None,
 ) -> QueryReport:
     """Ask a teacher that can be asked, take over the answers of one that cannot. root: where the images are."""
     if isinstance(embedder, BoughtTeacher):
@@ -407,19 +546,29 @@ def _query(
             )
         return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
     served = isinstance(embedder, ServedTeacher)
-    order = extensions.find("distilltool.selection", "selection", select)(stock.photos, seed)
+    room = 0 if plan else _room(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
+    state = ledger.settled(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    answered = {sha256 for sha256, how in state.items() if how == "done"}
+    photos = [photo for photo in stock.photos if photo.sha256 in answered or photo.sha256 not in state]
+    choice = choose(select, photos, answered, len(photos) if room is None else room, seed, progress, features)
     return query_stage.query(
         embedder,
         stock,
         ledger,
-        order=order,
+        choice=choice,
         budget=terms.budget,
         plan=plan,
-        batch=embedder.largest(batch) if isinstance(embedder, ServedTeacher) else batch,
+        batch=embedder.largest(batch or SERVED_BATCH) if isinstance(embedder, ServedTeacher) else batch,
         ambiguous=terms.ambiguous or ("fail" if served else "retry"),
         price=terms.price,
         progress=progress,
     )
+
+
+def _room(embedder: Teacher, ledger: Ledger, budget: int | None) -> int | None:
+    """How often the teacher may still be asked, None for no limit."""
+    ceiling = ledger.budget(embedder.key.sha256, budget)
+    return None if ceiling is None else max(0, ceiling - ledger.spent(embedder.key.sha256))
 
 
 def _refuse_shared(
@@ -431,6 +580,9 @@ def _refuse_shared(
         raise DistillError(
             f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
         )
+    ours = not isinstance(embedder, BoughtTeacher)
+    if ours and bought.pending > bought.ambiguous and bought.budget is None:  # of a process that is gone
+        raise DistillError(f"{bought.pending:,} of these images are still without an answer", "run this again")
     if bought.pending:
         why = "they were sent before and no answer came back" if bought.ambiguous else "nothing was bought about them"
         if bought.pending > bought.ambiguous and bought.budget is not None:

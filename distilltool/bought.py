@@ -81,6 +81,11 @@ class BoughtTeacher(Teacher):
         return "bought elsewhere"
 
     @property
+    def batch(self) -> int | None:
+        """None: nothing is asked."""
+        return None
+
+    @property
     def dim(self) -> int | None:
         """Length of a vector, None while the rows disagree."""
         lengths = self.table.lengths

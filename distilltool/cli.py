@@ -10,7 +10,7 @@ import typer
 
 from distilltool import __version__
 from distilltool.defaults import (
-    BATCH,
+    DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
@@ -35,6 +35,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 something you can mend, 2 wrong usage, 3 a gate failed, "
     "4 too noisy to tell, 130 interrupted (state kept).",
 )
+
+ledger_app = typer.Typer(no_args_is_help=True, help="List, check or export the answers that a ledger holds.")
+app.add_typer(ledger_app, name="ledger")
 
 Teacher = Annotated[
     str,
@@ -104,12 +107,39 @@ Pre = Annotated[
         ),
     ),
 ]
-Output = Annotated[str | None, typer.Option(metavar="NAME", help="Which output is the embedding.", show_default=False)]
+Output = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which output or inner tensor is the embedding.", show_default=False),
+]
 Pool = Annotated[
     str | None, typer.Option(metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False)
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images the teacher is asked about at once.")]
-Select = Annotated[str, typer.Option(metavar="NAME", help="Which images to ask about first when the budget is short.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images the teacher is asked about at once. (default: as many as fit and pay)", show_default=False
+    ),
+]
+Setting = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        metavar="NAME=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Value of an input beside the image, e.g. training=false. May be repeated.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda|...", help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.")
+]
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Run the model in a child process with limits: for files you do not trust.")
+]
+Select = Annotated[
+    str,
+    typer.Option(metavar="random|coverage|cluster", help="Which images to ask about first when the budget is short."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
 
@@ -133,6 +163,7 @@ def _main(
 def query(
     teacher: Teacher,
     pre: Pre,
+    settings: Setting,
     images: Images = None,
     import_file: Import = None,
     teacher_url: TeacherUrl = None,
@@ -143,7 +174,9 @@ def query(
     ] = False,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
     max_cost: MaxCost = None,
     price: Price = None,
@@ -168,6 +201,9 @@ def query(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
             max_cost=max_cost,
             price_per_query=price,
@@ -183,6 +219,17 @@ def query(
 def distill(
     teacher: Teacher,
     pre: Pre,
+    given: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="PIXELS|NAME=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="A number: longer side of the student's images (default: the recipe's). A NAME=VALUE: the teacher's "
+            "input beside the image, e.g. training=false; may be repeated.",
+        ),
+    ],
     images: Images = None,
     import_file: Import = None,
     teacher_url: TeacherUrl = None,
@@ -202,16 +249,6 @@ def distill(
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights the student starts from, safetensors.", show_default=False),
-    ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            "--input",
-            metavar="PIXELS",
-            min=16,
-            help="Longer side of the student's images. (default: the recipe's)",
-            show_default=False,
-        ),
     ] = None,
     dim: Annotated[
         int | None,
@@ -244,7 +281,9 @@ def distill(
     store: Store = STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     select: Select = SELECTION,
     max_cost: MaxCost = None,
     price: Price = None,
@@ -257,6 +296,7 @@ def distill(
 
     def work(show: "Show") -> Any:
         seconds = _seconds(time_budget)
+        input_size, settings = _inputs(given)
         named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
@@ -279,6 +319,9 @@ def distill(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             select=select,
             max_cost=max_cost,
             price_per_query=price,
@@ -294,6 +337,7 @@ def distill(
 def evaluate(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Runs or ONNX files.", show_default=False)],
     pre: Pre,
+    settings: Setting,
     data: Annotated[
         Path,
         typer.Option(
@@ -319,7 +363,9 @@ def evaluate(
     ] = EVALUATION_STORE,
     output: Output = None,
     pool: Pool = None,
-    batch: Batch = BATCH,
+    batch: Batch = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
     max_cost: MaxCost = None,
     price: Price = None,
     ambiguous: Ambiguous = None,
@@ -342,6 +388,9 @@ def evaluate(
             output=output,
             pool=pool,
             batch=batch,
+            device=device,
+            isolate=isolate,
+            inputs=settings,
             max_cost=max_cost,
             price_per_query=price,
             ambiguous=ambiguous,
@@ -381,6 +430,51 @@ def export(
 
 
 @app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.", show_default=False)],
+    pre: Pre,
+    settings: Setting,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder of images to check its vectors on.", show_default=False),
+    ] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the inner tensors that can serve as the embedding.")
+    ] = False,
+    guess: Annotated[
+        bool,
+        typer.Option("--guess-preprocess", help="Rank the ways of preparing images by the model's own answers."),
+    ] = False,
+    output: Output = None,
+    pool: Pool = None,
+    device: Device = DEVICE,
+    isolate: Isolate = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what is understood of an ONNX file: inputs, embedding, preprocessing, cost; with images, whether it works."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.inspect(
+            model,
+            images,
+            tensors=tensors,
+            guess_preprocess=guess,
+            preprocess=pre,
+            output=output,
+            pool=pool,
+            inputs=settings,
+            device=device,
+            isolate=isolate,
+            progress=show,
+        )
+
+    _run(work, json, quiet)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = None,
     json: Json = False,
@@ -395,6 +489,76 @@ def recipes(
             show.text(reader.find(name).read_text("utf-8"))
             return None
         return {"recipes": [reader.load(one) for one in ([name] if name else reader.shipped())]}
+
+    _run(work, json, quiet)
+
+
+def _inputs(given: list[str]) -> tuple[int | None, list[str]]:
+    """`--input` of distill: the student's side in pixels where it is a number, else a setting of the teacher's."""
+    sides = [text for text in given if "=" not in text]
+    try:
+        numbers = [int(text) for text in sides]
+    except ValueError:
+        numbers = [0]
+    if len(numbers) > 1 or any(side < 16 for side in numbers):
+        raise DistillError(
+            f"--input {' '.join(sides)} is neither one size nor a setting",
+            "write --input 128 (pixels, 16 or more) or --input training=false",
+            Exit.USAGE,
+        )
+    return (numbers[0] if numbers else None), [text for text in given if "=" in text]
+
+
+Beside = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="The folder the answers are about, for paths.", show_default=False),
+]
+
+
+@ledger_app.command("show")
+def ledger_show(store: Store = STORE, json: Json = False, quiet: Quiet = False) -> None:
+    """List what was bought: for which teacher, how much of its budget, and when."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_show(store)
+
+    _run(work, json, quiet)
+
+
+@ledger_app.command("verify")
+def ledger_verify(images: Beside = None, store: Store = STORE, json: Json = False, quiet: Quiet = False) -> None:
+    """Check the file and every answer in it, without changing anything."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_verify(store, images_dir=images)
+
+    _run(work, json, quiet)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write: .parquet, .npz or .csv.", show_default=False)
+    ],
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="SHA", help="Only teachers whose sha256 begins so. (default: all)", show_default=False),
+    ] = None,
+    images: Beside = None,
+    store: Store = STORE,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the answers to a file that `query --import` and others read."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.ledger_export(out, store=store, teacher=teacher, images_dir=images, progress=show)
 
     _run(work, json, quiet)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 RUNS = Path("runs")
 STORE = RUNS / "ledger.sqlite"
 EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
-BATCH = 32  # images the teacher is asked about at once
+DEVICE = "cpu"
+SERVED_BATCH = 32  # images a server is asked about at once
 RECIPE = "drd"
 SELECTION = "random"
 OPSET = 20

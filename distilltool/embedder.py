@@ -34,7 +34,8 @@ class Teacher(Embedder, Protocol):
     """What is asked and paid for: an ONNX file, a server, or answers bought elsewhere.
 
     key: which answers in a ledger are this teacher's. where: path or address. size_bytes: of its file, 0 where there is
-    none. provider: what computes the answers. why: how its output came to be chosen.
+    none. provider: what computes the answers. why: how its output came to be chosen. batch: the one number of images it
+    takes at once, None where that is free.
     """
 
     @property
@@ -47,10 +48,13 @@ class Teacher(Embedder, Protocol):
     def provider(self) -> str: ...
     @property
     def why(self) -> str: ...
+    @property
+    def batch(self) -> int | None: ...
 
 
 def unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows to length 1; a row of zeros stays zeros."""
-    length = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    # in float64, as 1e20 squared is no float32
+    length = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64))[:, None]
     scaled: NDArray[np.float32] = (vectors_ND / np.maximum(length, 1e-12)).astype(np.float32)
     return scaled

@@ -30,6 +30,10 @@ class DistillError(Exception):
         return f"{self.message}: {self.fix}"
 
 
+class OutOfMemory(DistillError):
+    """A model needs more memory for a batch than there is; a smaller batch may do."""
+
+
 class Unsure(DistillError):
     """A teacher was asked and no usable answer came back: it may have been given, and charged for, all the same."""
 

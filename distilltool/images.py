@@ -119,10 +119,10 @@ def _digest(path: Path) -> bytes | str:
         return f"cannot be read ({error.strerror})"
 
 
-def decode(path: Path) -> Image.Image | str:
-    """Decode one file to upright RGB, or say in a few words why not."""
+def decode(path: Path, least: int = 0) -> Image.Image | str:
+    """Decode one file to upright RGB, or say in a few words why not. least: as of `deploy.open_rgb`."""
     try:
-        return deploy.open_rgb(path)
+        return deploy.open_rgb(path, least)
     except UnidentifiedImageError:
         return "is no image of a known format"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -1,14 +1,18 @@
 """The ledger of paid answers: what each teacher was asked, and what it said. Nothing in it is asked for twice."""
 
+import json
 import os
+import shutil
 import socket
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +20,19 @@ from numpy.typing import NDArray
 from distilltool.errors import DistillError
 
 APPLICATION_ID = 0x64697374  # "dist"
-VERSION = 1
+VERSION = 2
 Ambiguous = Literal["skip", "retry", "fail"]  # what becomes of claims whose process is gone without an answer
 AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
+LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
+ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
+ROOM = 1 << 20  # bytes of disk left free beside that
 CHUNK = 500  # rows named in one statement, below SQLite's limit on parameters
 SCHEMA = """
 CREATE TABLE teachers (
     id INTEGER PRIMARY KEY,
     sha256 TEXT NOT NULL, output TEXT NOT NULL, pool TEXT NOT NULL, preprocess TEXT NOT NULL,
-    source TEXT NOT NULL, dim INTEGER,
+    source TEXT NOT NULL, dim INTEGER, name TEXT,
     UNIQUE (sha256, output, pool, preprocess)
 );
 CREATE TABLE budgets (sha256 TEXT PRIMARY KEY, budget INTEGER NOT NULL);
@@ -35,17 +42,36 @@ CREATE TABLE answers (
     view TEXT NOT NULL DEFAULT '',
     state TEXT NOT NULL CHECK (state IN ('claimed', 'done', 'failed')),
     asked INTEGER NOT NULL,
-    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL,
+    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL, crc INTEGER,
     PRIMARY KEY (teacher, image, view)
 );
+CREATE TABLE guesses (
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, asked INTEGER NOT NULL, passes INTEGER NOT NULL,
+    outcome TEXT NOT NULL, time REAL NOT NULL,
+    PRIMARY KEY (sha256, output)
+);
 """
+# what makes a ledger of each earlier version one of the next
+UPGRADES = {
+    1: """
+ALTER TABLE teachers ADD COLUMN name TEXT;
+ALTER TABLE answers ADD COLUMN crc INTEGER;
+UPDATE answers SET crc=crc32(vector) WHERE state='done';
+CREATE TABLE guesses (
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, asked INTEGER NOT NULL, passes INTEGER NOT NULL,
+    outcome TEXT NOT NULL, time REAL NOT NULL,
+    PRIMARY KEY (sha256, output)
+);
+"""
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherKey:
     """Which answers are interchangeable: the file (external data included), output, pooling, preprocessing.
 
-    sha256: hex. preprocess: `Preprocess.identity()`. source: who said the preprocessing, kept for the record.
+    sha256: hex. preprocess: `Preprocess.identity()`. source: who said the preprocessing; name: what the user calls the
+    teacher; both are kept for the record and are no part of what it is.
     """
 
     sha256: str
@@ -53,6 +79,7 @@ class TeacherKey:
     pool: str
     preprocess: str
     source: str = ""
+    name: str = ""
 
 
 class Ledger:
@@ -69,26 +96,32 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open or create; raises DistillError where the file is no ledger, another version's, or not writable."""
-        try:
+        """Open or create; raises DistillError where the file is no ledger, another version's, damaged or not writable.
+
+        A file that is refused is left as it is.
+        """
+        with _opening(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not path.exists() or path.stat().st_size == 0
-            db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            _look(path)
+            db = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
             db.execute("PRAGMA synchronous=FULL")
-            if fresh:
-                with _transaction(db):
-                    if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                        for statement in SCHEMA.split(";"):
-                            db.execute(statement)
-                        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                        db.execute(f"PRAGMA user_version={VERSION}")
+            if _is_empty(db):
+                _create(path, db)
             _check(path, db)
+            _upgrade(path, db)
             db.execute("PRAGMA journal_mode=WAL")
-        except (sqlite3.Error, OSError) as error:
-            raise DistillError(
-                f"the ledger {path} cannot be opened ({error})", "choose another file or a writable folder with --store"
-            ) from None
         return cls(path, db)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Open what is there to look at it, without changing it; an earlier version is upgraded first."""
+        if not path.is_file():
+            raise DistillError(f"there is no ledger {path}", "name one with --store")
+        with _opening(path):
+            version = _look(path)
+            if version != VERSION:
+                cls.open(path).close()
+            return cls(path, _reader(path))
 
     def close(self) -> None:
         """Close the file; everything that was answered is already on disk."""
@@ -103,11 +136,11 @@ class Ledger:
     def teacher(self, key: TeacherKey) -> int:
         """The number under which answers of this teacher are kept."""
         values = (key.sha256, key.output, key.pool, key.preprocess)
-        with _transaction(self._db):
+        with self._transaction():
             self._db.execute(
-                "INSERT INTO teachers (sha256, output, pool, preprocess, source) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO NOTHING",
-                (*values, key.source),
+                "INSERT INTO teachers (sha256, output, pool, preprocess, source, name) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET name=COALESCE(excluded.name, name)",
+                (*values, key.source, key.name or None),
             )
             row = self._db.execute(
                 "SELECT id FROM teachers WHERE sha256=? AND output=? AND pool=? AND preprocess=?", values
@@ -115,23 +148,55 @@ class Ledger:
         return int(row[0])
 
     def spent(self, sha256: str) -> int:
-        """How often this teacher was ever asked, under whatever output or preprocessing."""
-        row = self._db.execute(
-            "SELECT COALESCE(SUM(asked), 0) FROM answers JOIN teachers ON teachers.id = teacher WHERE sha256=?",
-            (sha256,),
-        ).fetchone()
+        """How often this teacher was ever asked: images answered under whatever output or preprocessing, and probes."""
+        row = self._row(
+            "SELECT (SELECT COALESCE(SUM(asked), 0) FROM answers JOIN teachers ON teachers.id = teacher WHERE sha256=?)"
+            " + (SELECT COALESCE(SUM(asked), 0) FROM guesses WHERE sha256=?)",
+            (sha256, sha256),
+        )
         return int(row[0])
+
+    def guess(self, sha256: str, output: str) -> dict[str, Any] | None:
+        """What probing this teacher for its preprocessing came to; None where it was never finished."""
+        row = self._row("SELECT outcome FROM guesses WHERE sha256=? AND output=?", (sha256, output))
+        found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        return found or None
+
+    def reserve_guess(self, sha256: str, output: str, wanted: int, passes: int, budget: int | None) -> int:
+        """Pay for probing so many images before the first is asked about; returns for how many the budget was enough.
+
+        A stop while probing leaves them paid without an outcome, and the next attempt is paid again. passes: how often
+        each image is put to the teacher. budget: as in `claim`.
+        """
+        with self._transaction():
+            granted = wanted if budget is None else max(0, min(wanted, budget - self.spent(sha256)))
+            if granted:
+                self._db.execute(
+                    "INSERT INTO guesses VALUES (?, ?, ?, ?, '{}', ?) ON CONFLICT DO UPDATE SET "
+                    "asked=asked+excluded.asked, passes=excluded.passes, outcome='{}', time=excluded.time",
+                    (sha256, output, granted, passes, time.time()),
+                )
+        return granted
+
+    def keep_guess(self, sha256: str, output: str, asked: int, passes: int, outcome: dict[str, Any]) -> None:
+        """Record what probing came to, JSON values; `asked` images count as spent unless reserved already."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO guesses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET asked=MAX(asked, "
+                "excluded.asked), passes=excluded.passes, outcome=excluded.outcome, time=excluded.time",
+                (sha256, output, asked, passes, json.dumps(outcome, sort_keys=True), time.time()),
+            )
 
     def budget(self, sha256: str, wanted: int | None) -> int | None:
         """The ceiling for this teacher's file from now on: the one given, else the one given last; None for none."""
         if wanted is not None:
-            with _transaction(self._db):
+            with self._transaction():
                 self._db.execute(
                     "INSERT INTO budgets VALUES (?, ?) ON CONFLICT DO UPDATE SET budget=excluded.budget",
                     (sha256, wanted),
                 )
             return wanted
-        row = self._db.execute("SELECT budget FROM budgets WHERE sha256=?", (sha256,)).fetchone()
+        row = self._row("SELECT budget FROM budgets WHERE sha256=?", (sha256,))
         return None if row is None else int(row[0])
 
     def elsewhere(self, teacher: int, images: Sequence[bytes]) -> int:
@@ -158,7 +223,7 @@ class Ledger:
         asked), left alone ("skip"), or the reason for a DistillError ("fail").
         """
         claimed: list[bytes] = []
-        with _transaction(self._db):
+        with self._transaction():
             sha256 = self._db.execute("SELECT sha256 FROM teachers WHERE id=?", (teacher,)).fetchone()[0]
             left = len(images) if budget is None else budget - self.spent(sha256)
             for image in images:
@@ -182,6 +247,18 @@ class Ledger:
                 claimed.append(image)
         return claimed
 
+    def make_sure_of_room(self, images: int) -> None:
+        """Raise DistillError where the disk is too full for answers to so many images, before they are paid for."""
+        try:
+            free = shutil.disk_usage(self.path.resolve().parent).free
+        except OSError:
+            return  # the disk says nothing; writing will tell
+        if free < ROOM + images * ROOM_EACH:
+            raise DistillError(
+                f"the disk of the ledger {self.path} is full ({free / 1e6:.1f} MB left)",
+                "make room and run the same command again; nothing is lost",
+            )
+
     def answer(
         self,
         teacher: int,
@@ -193,10 +270,11 @@ class Ledger:
     ) -> None:
         """Commit answers to claimed images, (N, D) float32; bought elsewhere, they need no claim and count as unasked.
 
-        Images that have an answer already must not be among the bought ones.
+        The first answer stands: where a claim was taken over meanwhile and answered by whoever took it, this one is
+        dropped. Raises DistillError for vectors of another length than this teacher's others.
         """
         dim = vectors_ND.shape[1]
-        with _transaction(self._db):
+        with self._transaction():
             if bought:
                 self._db.executemany(
                     "INSERT INTO answers (teacher, image, state, asked, time) VALUES (?, ?, 'claimed', 0, ?) "
@@ -204,27 +282,33 @@ class Ledger:
                     [(teacher, image, time.time()) for image in images],
                 )
             self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
+            if (before := self.dim(teacher)) != dim:
+                raise DistillError(
+                    f"the teacher answers with {dim} numbers, it used to be {before}",
+                    "its vectors must be of one length: choose another --output, a --pool, or --preprocess size=",
+                )
             self._db.executemany(
-                "UPDATE answers SET state='done', vector=?, provider=?, owner=NULL, time=? "
-                "WHERE teacher=? AND image=? AND view=''",
+                "UPDATE answers SET state='done', vector=?, crc=?, provider=?, owner=NULL, time=? "
+                "WHERE teacher=? AND image=? AND view='' AND state='claimed'",
                 [
-                    (np.ascontiguousarray(vector, dtype="<f4").tobytes(), provider, time.time(), teacher, image)
+                    (blob, zlib.crc32(blob), provider, time.time(), teacher, image)
                     for image, vector in zip(images, vectors_ND, strict=True)
+                    for blob in [np.ascontiguousarray(vector, dtype="<f4").tobytes()]
                 ],
             )
 
     def fail(self, teacher: int, images: Sequence[bytes], reason: str) -> None:
-        """Record that the teacher was asked and gave no usable answer."""
-        with _transaction(self._db):
+        """Record that the teacher was asked and gave no usable answer, for claims that are still ours."""
+        with self._transaction():
             self._db.executemany(
                 "UPDATE answers SET state='failed', reason=?, owner=NULL, time=? "
-                "WHERE teacher=? AND image=? AND view=''",
-                [(reason, time.time(), teacher, image) for image in images],
+                "WHERE teacher=? AND image=? AND view='' AND state='claimed' AND owner=?",
+                [(reason, time.time(), teacher, image, self._owner) for image in images],
             )
 
     def release(self, teacher: int, images: Sequence[bytes]) -> None:
         """Give back claims of ours for which the teacher was certainly never asked."""
-        with _transaction(self._db):
+        with self._transaction():
             self._db.executemany(
                 "UPDATE answers SET asked=asked-1 WHERE teacher=? AND image=? AND state='claimed' AND owner=?",
                 [(teacher, image, self._owner) for image in images],
@@ -232,22 +316,58 @@ class Ledger:
             self._db.execute("DELETE FROM answers WHERE state='claimed' AND asked=0 AND owner=?", (self._owner,))
 
     def vectors(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """The answers to those of the images that have one, each (D,) float32."""
-        rows = self._rows("image, vector", "state='done'", teacher, images)
-        return {image: np.frombuffer(blob, dtype="<f4") for image, blob in rows}
+        """The answers to those of the images that have one, each (D,) float32; DistillError where one is damaged."""
+        found = {}
+        for image, blob, crc in self._rows("image, vector, crc", "state='done'", teacher, images):
+            if blob is None or zlib.crc32(blob) != crc:
+                raise _damaged(self.path, f"the answer about image {image.hex()[:12]} is not what was written")
+            found[image] = np.frombuffer(blob, dtype="<f4")
+        return found
 
     def _rows(self, columns: str, where: str, teacher: int, images: Sequence[bytes]) -> Iterator[Any]:
         """Columns of those of the images' rows that meet a condition."""
         for at in range(0, len(images), CHUNK):
             some = images[at : at + CHUNK]
             marks = ",".join("?" * len(some))
-            yield from self._db.execute(
+            yield from self.select(
                 f"SELECT {columns} FROM answers WHERE teacher=? AND {where} AND image IN ({marks})", (teacher, *some)
             )
 
+    def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Rows of a query, as they are read, for whoever lists or checks what is here."""
+        with _guarded(self.path):
+            for row in self._db.execute(query, values):  # noqa: UP028 `yield from` would close it, maybe too late
+                yield row
+
+    def _row(self, query: str, values: Sequence[Any]) -> Any:
+        with _guarded(self.path):
+            return self._db.execute(query, values).fetchone()
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return _transaction(self.path, self._db)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is all of one moment, whatever others write meanwhile."""
+        with _guarded(self.path):
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("ROLLBACK")
+
+    def size(self) -> int:
+        """Bytes on disk, of the file and the log beside it."""
+        return _size(self.path) + _size(_beside(self.path, "-wal"))
+
+    def abandoned(self) -> int:
+        """How many images somebody began to ask about who is gone."""
+        rows = self.select("SELECT owner, time FROM answers WHERE state='claimed'")
+        return sum(not self._is_alive(owner, claimed) for owner, claimed in rows)
+
     def dim(self, teacher: int) -> int | None:
         """Length of this teacher's vectors, None before its first answer."""
-        row = self._db.execute("SELECT dim FROM teachers WHERE id=?", (teacher,)).fetchone()
+        row = self._row("SELECT dim FROM teachers WHERE id=?", (teacher,))
         return None if row is None or row[0] is None else int(row[0])
 
     def _is_alive(self, owner: str | None, claimed: float) -> bool:
@@ -256,7 +376,7 @@ class Ledger:
             return False
         host, pid, started = owner.rsplit(":", 2)
         if host != socket.gethostname():
-            return time.time() - claimed < STALE
+            return abs(time.time() - claimed) < STALE  # nor is a claim from the future one for ever
         return _started(int(pid)) == started
 
 
@@ -273,39 +393,192 @@ def _started(pid: int) -> str:
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "gone" if facts[0] in "ZX" else facts[19]  # a zombie answers nothing any more
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends while it is looked at
         if Path("/proc/self/stat").exists():
             return "gone"
     try:
         os.kill(pid, 0)  # no /proc: only whether there is such a process
-    except (ProcessLookupError, OSError):
+    except PermissionError:
+        return "0"  # there is, and it is another user's
+    except OSError:
         return "gone"
     return "0"
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    try:
+def _transaction(path: Path, db: sqlite3.Connection) -> Iterator[None]:
+    with _guarded(path):
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        db.execute("COMMIT")
-    except sqlite3.OperationalError as error:  # a full disk, a lock held too long, a folder gone read-only
-        raise DistillError(
-            f"the ledger cannot be written ({error})", "mend that and run the same command again; nothing is lost"
-        ) from None
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """What the disk, another program or a damaged file does to us, as an error of one line."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # a bug of ours
+    except sqlite3.DatabaseError as error:
+        raise _failure(path, error) from None
+    except UnicodeDecodeError as error:  # in what SQLite says about a damaged schema
+        raise _damaged(path, str(error)) from None
+
+
+def _failure(path: Path, error: sqlite3.DatabaseError) -> DistillError:
+    code = getattr(error, "sqlite_errorcode", None)
+    kind = code & 0xFF if code is not None else None  # the rest says where it happened
+    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(error):
+        return _damaged(path, str(error))
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DistillError(
+            f"another program has held the ledger {path} for {LOCK_WAIT:.0f} s",
+            "end that, then run the same command again; nothing is lost",
+        )
+    return DistillError(
+        f"the ledger cannot be read or written ({error})", "mend that and run the same command again; nothing is lost"
+    )
+
+
+def _damaged(path: Path, what: str) -> DistillError:
+    return DistillError(
+        f"the ledger {path} is damaged ({what})",
+        "restore it from a copy, or take out of it what can be read with: sqlite3 FILE .recover; it is left as it is",
+    )
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise DistillError(
+                f"{path} is no ledger, or a damaged one ({error})",
+                "choose another file with --store, or restore this one from a copy",
+            ) from None
+        if isinstance(error, sqlite3.OperationalError) and not _is_locked(error):
+            raise _unopened(path, error) from None
+        raise _failure(path, error) from None
+    except OSError as error:
+        raise _unopened(path, error) from None
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _unopened(path: Path, error: Exception) -> DistillError:
+    return DistillError(
+        f"the ledger {path} cannot be opened ({error})", "choose another file or a writable folder with --store"
+    )
+
+
+def _look(path: Path) -> int | None:
+    """The version of the ledger that is there, None where there is none yet; refuses what is none of ours or damaged.
+
+    It looks through a connection that cannot write, for closing one that can would move what is in the log beside a
+    damaged file into it.
+    """
+    log = _beside(path, "-wal")
+    has_log = _size(log) > 0  # looked at first: a file that has a log never shrinks
+    size = _size(path)
+    if not size:
+        if has_log:  # SQLite would take the log for a leftover and delete it
+            raise _damaged(path, f"it is empty, but {log.name} beside it holds answers")
+        return None
+    try:
+        with closing(_reader(path)) as db:
+            version = None
+            if not _is_empty(db):
+                _check(path, db)
+                version = _version(db)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+            return None  # whoever was making it was stopped; only a connection that can write can undo that
+        raise
+    if not has_log and not _beside(path, "-journal").exists() and size % _page_size(path):
+        raise _damaged(path, "its end is missing")  # SQLite would put zeros there; with a log it can mend that
+    return version
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A file that SQLite keeps beside the real file, wherever links lead."""
+    real = path.resolve()
+    return real.with_name(real.name + ending)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _page_size(path: Path) -> int:
+    """What an SQLite file says its size is a multiple of (https://sqlite.org/fileformat.html, 1.3.2); 512 at least."""
+    with path.open("rb") as file:
+        said = int.from_bytes(file.read(18)[16:], "big")
+    return 65536 if said == 1 else max(512, said)
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write; where the folder is read-only too, the log must be empty."""
+    place = f"file:{quote(str(path.resolve()))}?mode=ro"
+    db = sqlite3.connect(place, uri=True, timeout=LOCK_WAIT, isolation_level=None)
+    log = _beside(path, "-wal")
+    try:
+        _version(db)
+    except sqlite3.OperationalError:
+        db.close()
+        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or _size(log):
+            raise
+        db = sqlite3.connect(f"{place}&immutable=1", uri=True, isolation_level=None)
+    return db
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    made = db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    return made is None and db.execute("PRAGMA application_id").fetchone()[0] == 0
+
+
+def _create(path: Path, db: sqlite3.Connection) -> None:
+    """Make an empty database a ledger, unless another process has been quicker."""
+    with _transaction(path, db):
+        if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _upgrade(path: Path, db: sqlite3.Connection) -> None:
+    """Bring a ledger of an earlier version to this one in one transaction, unless another process has been quicker."""
+    if _version(db) == VERSION:
+        return
+    db.create_function("crc32", 1, zlib.crc32, deterministic=True)
+    with _transaction(path, db):
+        for version in range(_version(db), VERSION):
+            for statement in UPGRADES[version].split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version={VERSION}")
 
 
 def _check(path: Path, db: sqlite3.Connection) -> None:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DistillError(f"{path} is an SQLite file but no ledger", "choose another file with --store")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
+    version = _version(db)
+    if version != VERSION and version not in UPGRADES:
         raise DistillError(
-            f"the ledger {path} has version {version}, this distilltool reads {VERSION}",
+            f"the ledger {path} has version {version}, this distilltool reads {min(UPGRADES)} to {VERSION}",
             "use the distilltool that wrote it, or another file with --store",
         )

@@ -29,6 +29,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# (mean, std) that networks are fed with, pixels counted from 0 to 1: the conventions a graph may hold inside itself
+NORMALISATIONS: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = (
+    (IMAGENET_MEAN, IMAGENET_STD),
+    (CLIP_MEAN, CLIP_STD),
+    ((0.5,) * 3, (0.5,) * 3),
+    ((0.0,) * 3, (1.0,) * 3),
+    (IMAGENET_MEAN, (1 / 255,) * 3),  # Caffe's: the mean taken off, the scale left
+    ((0.5,) * 3, (1 / 255,) * 3),
+)
 PRESETS: dict[str, dict[str, Any]] = {
     # torchvision's evaluation transform
     "imagenet": {
@@ -46,8 +56,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop_ratio": 1.0,
         "interpolation": "bicubic",
         "scale": 1 / 255,
-        "mean": (0.48145466, 0.4578275, 0.40821073),
-        "std": (0.26862954, 0.26130258, 0.27577711),
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
         "channels": "RGB",
     },
     # keras.applications.imagenet_utils.preprocess_input, mode "tf": [-1, 1]
@@ -65,6 +75,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "interpolation": "bilinear",
         "scale": 1.0,
         "mean": (103.939, 116.779, 123.68),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "BGR",
+    },
+    # torchvision's ToTensor and nothing after it
+    "unit": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1 / 255,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "RGB",
+    },
+    # bytes as they are, for networks that scale them themselves; OpenCV and OpenVINO order them BGR
+    "raw": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1.0,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "RGB",
+    },
+    "raw-bgr": {
+        "resize": "stretch",
+        "interpolation": "bilinear",
+        "scale": 1.0,
+        "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         "channels": "BGR",
     },

@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """One piece of work at a time, with a rate; `note` is for a line that should stay on the screen."""
+    """One piece of work at a time, with a rate; a total of 0 is not known beforehand. A `note` stays on the screen."""
 
     def begin(self, what: str, total: int, unit: str) -> None: ...
     def advance(self, amount: int = 1, detail: str = "") -> None: ...

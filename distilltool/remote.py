@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from distilltool import __version__
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Exit, Unsure
+from distilltool.graph import Value
 from distilltool.ledger import TeacherKey
 from distilltool.preprocess import Preprocess, parse_flags
 from distilltool.progress import Progress
-from distilltool.teacher import TeacherOptions, choose_output, pooling, said_by_graph, settle, space_id, to_vectors
+from distilltool.roles import choose_declared, input_role
+from distilltool.teacher import TeacherOptions, declared, fixed_size, settle, space_id, to_vectors, unknown_preprocess
 
 TOKEN = "DISTILLTOOL_TOKEN"  # environment variable whose value is sent as the bearer token
 CONNECT_SECONDS = 10.0
@@ -35,7 +37,7 @@ FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each furth
 LONGEST_WAIT = 30.0  # seconds; a server that asks for more is busy, and the user is told so
 LARGEST = 1 << 30  # bytes of an answer
 DTYPES = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "UINT8": "u1", "INT8": "i1", "INT32": "<i4"}
-RUNTIME_TYPES = {"FP32": "tensor(float)", "FP16": "tensor(float16)", "UINT8": "tensor(uint8)"}  # as a file's graph says
+FED = {"FP32": "float32", "FP16": "float16", "UINT8": "uint8"}  # types of an image, as numpy names them
 BINARY = "binary_tensor_data"  # the extension by which tensors travel as bytes after the JSON
 # announces no extensions, but takes bytes: https://docs.openvino.ai/2024/ovms_docs_rest_api_kfs.html
 BINARY_SERVERS = ("OpenVINO Model Server",)
@@ -72,15 +74,16 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """An input or output as the server declares it. type: as onnxruntime names it, "" where a file has none such."""
+    """An input or output as the server declares it. datatype: as the protocol names it."""
 
     name: str
     datatype: str
     shape: tuple[int | None, ...]
 
     @property
-    def type(self) -> str:
-        return RUNTIME_TYPES.get(self.datatype, "")
+    def value(self) -> Value:
+        """The same as a tensor of a graph."""
+        return Value(name=self.name, shape=self.shape, dtype=FED.get(self.datatype, self.datatype))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,14 +348,23 @@ def open_server(
     if _token() and address.base.startswith("http://") and not _is_local(address.base):
         progress.warn(f"the token in {TOKEN} goes to {address.base} unencrypted: use https:// where the server has it")
     model = _describe(server, address)
-    chosen, why = choose_output(model.outputs, options.output)
+    choice = choose_declared([one.value for one in model.outputs], options.output, options.pool)
+    chosen, why, pool = choice.tensor, choice.why, choice.pool
     output = next(one for one in model.outputs if one.name == chosen)
     if output.datatype not in DTYPES:
         raise DistillError(
             f"the output {chosen} of {model.address.url()} is {output.datatype}", "choose another --output"
         )
-    pool = pooling(chosen, output.shape, options.pool)
-    settled = known or settle(model.address.model, [parse_flags(options.preprocess)], said_by_graph(model.image))
+    image = model.image.value
+    channels = (image.shape or (None, None))[1]
+    if input_role(image) != "image":
+        raise DistillError(
+            f"the input {image.name} of {model.address.url()} has {channels} channels", "name a model for RGB images"
+        )
+    said = [one for one in (parse_flags(options.preprocess), declared(image)) if one]
+    settled = known or settle(model.address.model, fixed_size(image), said)
+    if settled is None:
+        raise unknown_preprocess(model.address.model)
     return ServedTeacher(model, server, output, pool, why, settled)
 
 
@@ -530,10 +542,10 @@ def _tensors(address: Address, metadata: Mapping[str, Any], which: str) -> tuple
 def _image(address: Address, inputs: Sequence[Tensor]) -> Tensor:
     """The one input, which must be a batch of images."""
     seen = ", ".join(f"{one.name} {one.datatype} {_shape(one)}" for one in inputs)
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or not inputs[0].type:
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].datatype not in FED:
         raise DistillError(
             f"{address.url()} does not take one image batch; its inputs are {seen}",
-            f"its only input must be (N, 3, H, W) or (N, H, W, 3) of {', '.join(RUNTIME_TYPES)}",
+            f"its only input must be (N, 3, H, W) or (N, H, W, 3) of {', '.join(FED)}",
         )
     return inputs[0]
 

@@ -35,6 +35,54 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReport:
+    """A tensor of a graph. role: what it is for; why: what says so; dynamic: its free axes; layout: of an image."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: str
+    role: str
+    why: str
+    layout: str
+    dynamic: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InspectReport:
+    """What `inspect` understood of a file. embedding: the tensor that would be taken, and `why`; problem: what stands
+    in the way, None where nothing does; tensors: others that can serve, where asked for; flops: of one image of `size`;
+    ms_per_image: at batch 1 or the graph's own; images: how many real ones the warnings rest on."""
+
+    path: str
+    sha256: str
+    bytes: int
+    external: tuple[str, ...]
+    kind: str
+    opset: int
+    ir_version: int
+    domains: dict[str, int]
+    inputs: tuple[TensorReport, ...]
+    outputs: tuple[TensorReport, ...]
+    tensors: tuple[TensorReport, ...] | None
+    embedding: str | None
+    why: str
+    pool: str
+    dim: int | None
+    preprocess: dict[str, Any] | None
+    description: str
+    params: int
+    flops: int | None
+    size: tuple[int, int] | None
+    provider: str | None
+    ms_per_image: float | None
+    images: int
+    skipped: tuple[Skipped, ...]
+    problem: str | None
+    warnings: tuple[str, ...]
+    guess: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
     """What asking the rest would take. seconds, bytes of memory (peak) and of disk (growth of the ledger); cost: in
     the unit of the price, None without one."""
@@ -50,7 +98,8 @@ class PlanReport:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryReport:
     """What `query` did. images: distinct readable ones; queried: asked now; cached: answered before;
-    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it.
+    spent: asked ever; pending: still unanswered, for want of budget or because another process is at it;
+    near_duplicates: put last because they look like another image, None where the budget covers all and nobody looked.
     imported: answers bought elsewhere and taken over now; unmatched: answers offered that belong to no image here;
     ambiguous: of the pending, those sent before without an answer; cost: of all that was ever asked, None without a
     price."""
@@ -60,6 +109,7 @@ class QueryReport:
     images: int
     files: int
     duplicates: int
+    near_duplicates: int | None
     queried: int
     cached: int
     pending: int
@@ -197,6 +247,94 @@ class ExportReport:
     machine: dict[str, Any]
     evaluations: tuple[dict[str, Any], ...] = field(default=())
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerTeacher:
+    """What one ledger holds of one teacher. name: its file's, empty where unknown; source: who said the preprocessing;
+    asked: questions for these answers; spent: for its file, whatever the output, probes included; times in UTC, ISO
+    8601; bytes: of the vectors."""
+
+    sha256: str
+    name: str
+    output: str
+    pool: str
+    preprocess: dict[str, Any]
+    source: str
+    dim: int | None
+    done: int
+    failed: int
+    claimed: int
+    asked: int
+    spent: int
+    budget: int | None
+    first: str | None
+    last: str | None
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerGuess:
+    """A teacher that was probed for its preprocessing. asked: images paid for; outcome: {} where it was stopped."""
+
+    sha256: str
+    output: str
+    asked: int
+    passes: int
+    time: str
+    outcome: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerShowReport:
+    """What `ledger show` found. bytes: of the file and the log beside it."""
+
+    store: str
+    version: int
+    bytes: int
+    teachers: tuple[LedgerTeacher, ...]
+    guesses: tuple[LedgerGuess, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerCoverage:
+    """One teacher's answers beside a folder. known: its images that have an answer; unanswered: paths of those that
+    have none; orphans: sha256 of answered images that the folder does not hold."""
+
+    sha256: str
+    output: str
+    known: int
+    unanswered: tuple[str, ...]
+    orphans: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerVerifyReport:
+    """What `ledger verify` found. faults: what is wrong, none where all is well; abandoned: questions somebody began
+    who is gone, which are asked again when they are wanted; coverage: for each teacher, where a folder was given."""
+
+    store: str
+    teachers: int
+    done: int
+    failed: int
+    claimed: int
+    abandoned: int
+    faults: tuple[str, ...]
+    coverage: tuple[LedgerCoverage, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerExportReport:
+    """What `ledger export` wrote. rows: answers; bytes: of the file."""
+
+    store: str
+    file: str
+    format: str
+    teachers: int
+    rows: int
+    bytes: int
+    seconds: float
 
 
 def to_json(report: Any) -> Any:

@@ -70,6 +70,19 @@ def _fill(
 
 def clusters(vectors_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """Spherical k-means of unit vectors → (N,) the cluster of each."""
+    return grouped(vectors_ND, count, seed).cluster
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Groups:
+    """Rows in clusters. cluster: (N,) int64; closeness: (N,) float32, the inner product with the cluster's mean."""
+
+    cluster: NDArray[np.int64]
+    closeness: NDArray[np.float32]
+
+
+def grouped(vectors_ND: NDArray[np.float32], count: int, seed: int) -> Groups:
+    """Spherical k-means of unit vectors, and how near each is to the mean of its cluster."""
     means = faiss.Kmeans(
         vectors_ND.shape[1],
         count,
@@ -80,6 +93,22 @@ def clusters(vectors_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[
         max_points_per_centroid=1000,
     )
     means.train(np.ascontiguousarray(vectors_ND, np.float32))
-    _, assigned = means.index.search(np.ascontiguousarray(vectors_ND, np.float32), 1)
-    found: NDArray[np.int64] = assigned[:, 0]
-    return found
+    closeness, assigned = means.index.search(np.ascontiguousarray(vectors_ND, np.float32), 1)
+    return Groups(cluster=assigned[:, 0], closeness=closeness[:, 0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Rows of queries and of a gallery that belong together, each (P,) int64, in order of the query."""
+
+    query: NDArray[np.int64]
+    gallery: NDArray[np.int64]
+
+
+def within(queries_QB: NDArray[np.uint8], gallery_GB: NDArray[np.uint8], radius: int) -> Pairs:
+    """All pairs of codes, eight bits a byte, that differ in `radius` bits or fewer."""
+    index = faiss.IndexBinaryFlat(8 * queries_QB.shape[1])
+    index.add(np.ascontiguousarray(gallery_GB))
+    limits, _, found = index.range_search(np.ascontiguousarray(queries_QB), radius + 1)  # faiss excludes the radius
+    counts: NDArray[np.int64] = np.diff(limits).astype(np.int64)
+    return Pairs(query=np.repeat(np.arange(len(queries_QB), dtype=np.int64), counts), gallery=found.astype(np.int64))

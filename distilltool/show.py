@@ -54,6 +54,8 @@ class _Work:
 
     def line(self, detail: str) -> str:
         """Progress as a plain line, for logs."""
+        if not self.total:
+            return f"{self.what}: {self.done:,} {self.unit}, {self.rate()}"
         left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done)
         rest = f", {detail}" if detail else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.rate()}, {_duration(left)} left{rest}"
@@ -77,7 +79,7 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
+            self._task = self._bar.add_task(escape(what), total=total or None, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work
@@ -120,9 +122,14 @@ class Show:
         print(text, end="")
 
     def exit_code(self, result: Any) -> Exit:
-        """A rejected export is a failed gate."""
-        from distilltool.report import ExportReport
+        """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
+        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport
 
+        if isinstance(result, InspectReport) and result.problem is not None:
+            return Exit.FIX
+
+        if isinstance(result, LedgerVerifyReport) and result.faults:
+            return Exit.FIX
         if isinstance(result, ExportReport) and any(one.status != "accepted" for one in result.variants):
             return Exit.GATE
         return Exit.DONE
@@ -140,13 +147,63 @@ class Show:
             from distilltool import report
 
             tables = {
+                report.InspectReport: self._inspect,
                 report.QueryReport: self._query,
                 report.DistillReport: self._distill,
                 report.EvalReport: self._eval,
                 report.ExportReport: self._export,
+                report.LedgerShowReport: self._ledger_show,
+                report.LedgerVerifyReport: self._ledger_verify,
+                report.LedgerExportReport: self._ledger_export,
                 dict: self._recipes,
             }
             tables[type(result)](result)
+
+    def _inspect(self, found: Any) -> None:
+        table = _facts()
+        size = f"{found.bytes / 1e6:,.1f} MB" + (
+            f" with {len(found.external)} external files" if found.external else ""
+        )
+        table.add_row("file", escape(_printable(f"{Path(found.path).name}, {size}, sha256 {found.sha256[:12]}…")))
+        table.add_row("kind", found.kind)
+        domains = ", ".join(f"{name} {version}" for name, version in found.domains.items())
+        table.add_row("format", escape(_printable(f"opset {found.opset} (IR {found.ir_version}; {domains})")))
+        for what, ends in (("input", found.inputs), ("output", found.outputs)):
+            for one in ends:
+                table.add_row(what, _tensor(one, one.name == found.embedding))
+        self._inspect_reading(table, found)
+        if found.guess is not None:
+            for place, one in enumerate(found.guess["ranking"]):
+                table.add_row("" if place else "guess", _convention(one))
+            table.add_row("", _certainty(found.guess))
+        for place, one in enumerate(found.tensors or ()):
+            table.add_row("" if place else "candidates", _tensor(one, one.name == found.embedding))
+        self._console.print(table)
+        self._skipped(found.skipped)
+        for warning in found.warnings:
+            self.warn(_printable(warning))
+        if found.images and not found.warnings and found.problem is None:
+            self._console.print(f"[green]sound[/] on {found.images} images")
+        if found.problem is not None:
+            self._console.print(f"[red]error:[/] {escape(_printable(found.problem))}", soft_wrap=True)
+
+    def _inspect_reading(self, table: Table, found: Any) -> None:
+        """What is made of the file: embedding, preprocessing, cost."""
+        if found.embedding is not None:
+            pooled = "" if found.pool == "none" else f", pooled by {found.pool}"
+            wide = "" if found.dim is None else f", {found.dim:,} numbers"
+            table.add_row("embedding", f"[bold]{escape(_printable(found.embedding))}[/]{wide}{pooled}")
+            table.add_row("", escape(_printable(found.why)))
+        if found.preprocess is not None:
+            table.add_row("images", escape(_printable(found.description)))
+            table.add_row("", escape(_printable(f"said by {found.preprocess['source']}")))
+        elif found.problem is None:
+            table.add_row("images", "nothing says how they are prepared")
+        table.add_row("weights", f"{found.params / 1e6:,.2f} M")
+        if found.flops is not None and found.size is not None:
+            table.add_row("FLOPs", f"{found.flops / 1e9:,.2f} G for one image of {found.size[0]}×{found.size[1]}")
+        if found.ms_per_image is not None:
+            table.add_row("time", f"{found.ms_per_image:,.1f} ms an image, {1000 / found.ms_per_image:,.0f}/s")
 
     def _query(self, found: Any) -> None:
         table = _facts()
@@ -160,6 +217,8 @@ class Show:
         if found.imported or found.unmatched:
             elsewhere = f" ({found.unmatched:,} more belong to no image here)" if found.unmatched else ""
             table.add_row("imported now", f"{found.imported:,}{elsewhere}")
+        if found.near_duplicates:
+            table.add_row("set aside", f"{found.near_duplicates:,} that look like another image: asked about last")
         table.add_row("asked now", f"{found.queried:,} in {found.seconds:.1f} s{rate}")
         table.add_row("known before", f"{found.cached:,}")
         table.add_row("asked ever", f"{found.spent:,}{budget}")
@@ -294,6 +353,51 @@ class Show:
             "of the teacher's neighbours",
         )
 
+    def _ledger_show(self, found: Any) -> None:
+        for one in found.teachers:
+            self._console.print(f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.name))}", soft_wrap=True)
+            table = _facts()
+            table.add_row("output", escape(_output_of(one)))
+            table.add_row("preprocessing", escape(_printable(one.source) or "unknown"))
+            table.add_row("answers", f"{one.done:,} done, {one.failed:,} failed, {one.claimed:,} claimed")
+            limit = "" if one.budget is None else f" of a budget of {one.budget:,}"
+            table.add_row("asked", f"{one.asked:,}; the file in all {one.spent:,}{limit}")
+            table.add_row("when", f"{one.first} to {one.last}" if one.first else "never")
+            table.add_row("vectors", f"{one.bytes / 1e6:,.1f} MB")
+            self._console.print(table)
+        for one in found.guesses:
+            self._console.print(
+                f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.output))}: preprocessing probed with {one.asked:,} "
+                f"images, {one.time}" + ("" if one.outcome else ", not finished")
+            )
+        self._console.print(
+            f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
+        )
+
+    def _ledger_verify(self, found: Any) -> None:
+        counts = f"{found.done:,} answers of {_teachers(found.teachers)}, {found.failed:,} failed"
+        if found.claimed:
+            counts += f", {found.claimed:,} claimed ({found.abandoned:,} by processes that are gone)"
+        if found.faults:
+            more = f" and {len(found.faults) - 1:,} more (--json lists them all)" if len(found.faults) > 1 else ""
+            self.error(DistillError(f"the ledger {found.store} is damaged", f"{found.faults[0]}{more}"))
+        else:
+            self._console.print(f"[green]sound[/] {counts}: {escape(found.store)}", soft_wrap=True)
+        for one in found.coverage:
+            self._console.print(
+                f"{one.sha256[:12]} {escape(_printable(one.output))}: {one.known:,} of these images answered, "
+                f"{len(one.unanswered):,} not, {len(one.orphans):,} answers about others"
+            )
+            for path in one.unanswered[:SKIPPED_SHOWN]:
+                self._console.print(f"  [yellow]no answer[/] {escape(_printable(path))}", soft_wrap=True)
+
+    def _ledger_export(self, found: Any) -> None:
+        self._console.print(
+            f"[green]written[/] {found.rows:,} answers of {_teachers(found.teachers)}, {found.bytes / 1e6:,.1f} MB: "
+            f"{escape(found.file)}",
+            soft_wrap=True,
+        )
+
     def _recipes(self, found: dict[str, Any]) -> None:
         table = _facts()
         for one in found["recipes"]:
@@ -324,6 +428,38 @@ def _facts() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     return table
+
+
+def _tensor(one: Any, taken: bool) -> str:
+    """A tensor in one line: name, shape, type, role."""
+    shape = "×".join("?" if side is None else str(side) for side in one.shape)
+    name = escape(_printable(one.name))
+    role = f"{one.role} {one.layout}".strip()
+    return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+
+
+def _teachers(count: int) -> str:
+    return f"{count:,} teacher" + ("" if count == 1 else "s")
+
+
+def _output_of(one: Any) -> str:
+    """A teacher's output, as `ledger show` names it."""
+    length = "" if one.dim is None else f", {one.dim:,} numbers"
+    return _printable(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
+
+
+def _convention(place: dict[str, Any]) -> str:
+    """A place in the ranking of preprocessings."""
+    score = "" if place["score"] is None else f"{place['score']:.3f}"
+    flags = " ".join(f"--preprocess {flag}" for flag in place["flags"])
+    return f"{score:>6} {flags}" + (f" [dim]({escape(_printable(place['note']))})[/]" if place["note"] else "")
+
+
+def _certainty(guess: dict[str, Any]) -> str:
+    if not guess["clear"]:
+        return f"[yellow]cannot tell[/] from {guess['images']} images: {escape(guess['why'])}"
+    ahead = "nothing comes near" if guess["margin"] is None else f"{guess['margin']:.1f} standard errors ahead"
+    return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 
 
 def _printable(text: str) -> str:

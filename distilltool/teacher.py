@@ -2,87 +2,118 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from distilltool.embedder import Teacher
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, OutOfMemory
+from distilltool.graph import Graph, Shape, Value
 from distilltool.images import workers
 from distilltool.ledger import TeacherKey
+from distilltool.onnx_file import OnnxFile, describe, first_line, read_model
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
+from distilltool.roles import Choice, choose, image_inputs, input_role, is_pair_scorer, said_by_head
+from distilltool.runtime import RUNTIME_ERRORS, is_memory, open_session
 
-# what onnxruntime raises when it refuses or fails: a dozen classes of its own without a common base
-RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-)
 SPACE_KEY = "distilltool.space_id"
 SIDECARS = ("preprocessor_config.json", "open_clip_config.json", "config.json")
-DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+DTYPES = ("float32", "float16", "uint8")
 POOLS = ("avg", "max", "gem", "cls")
 GEM_POWER = 3.0  # Radenovic et al. 2018, the value GeM is trained from
-EMBEDDING_NAMES = (
-    "image_embeds",
-    "image_embedding",
-    "embeddings",
-    "embedding",
-    "sentence_embedding",
-    "pooler_output",
-    "features",
-    "feature",
-)
-SCORE_NAMES = ("prob", "softmax", "logit", "score", "class")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OnnxFile:
-    """What a file says of itself without being run."""
-
-    path: Path
-    sha256: str
-    metadata: dict[str, str]
-    size_bytes: int
+USUAL_SIDE = 224  # what a network of free size was most likely trained at
+LARGEST = 2**29  # numbers in one tensor for one image, 2 GB in float32: beyond it a file means harm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherOptions:
-    """What the user says of a teacher. preprocess: `--preprocess` values. output, pool: names, None where unsaid."""
+    """What the user says of a teacher.
+
+    preprocess: `--preprocess` values. output, pool: names, None where unsaid. inputs: `name=value` for inputs other
+    than the image. device: where it runs. isolate: in a child process with limits.
+    """
 
     preprocess: tuple[str, ...] = ()
     output: str | None = None
     pool: str | None = None
+    inputs: tuple[str, ...] = ()
+    device: str = "cpu"
+    isolate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxModel:
+    """A file opened and ready to run, before anything is decided about preprocessing.
+
+    said: partial preprocessing by metadata, sidecar and graph, the most believed first. settings: inputs beside the
+    image, as `name=value`. dim: length of a vector where the graph says it. run: a batch as fed → the raw output.
+    """
+
+    file: OnnxFile
+    choice: Choice
+    image: Value
+    settings: tuple[str, ...]
+    said: tuple[dict[str, Any], ...]
+    dim: int | None
+    provider: str
+    run: Callable[[NDArray[Any]], NDArray[Any]]
+
+    @property
+    def batch(self) -> int | None:
+        """The one batch size the graph takes, None where it is free."""
+        side = self.image.shape[0] if self.image.shape else None
+        return side if isinstance(side, int) else None
+
+    @property
+    def output(self) -> str:
+        """The tensor that holds the embedding, with the settings it is computed under."""
+        settings = ("?" + "&".join(self.settings)) if self.settings else ""
+        return self.choice.tensor + settings
+
+    @property
+    def layout(self) -> str:
+        """NCHW or NHWC, by where the three channels are."""
+        return layout_of(self.image)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width where the graph fixes them."""
+        return fixed_size(self.image)
+
+
+Guess = Callable[[OnnxModel, Sequence[Mapping[str, Any]]], Preprocess | None]
 
 
 class OnnxEmbedder(Teacher):
-    """An ONNX model with one image input, run by onnxruntime on the CPU.
+    """An ONNX model with one image input, run by onnxruntime.
 
     Any batch size is taken: a fixed one is filled up. Outputs of shape (N, D), (N, D, 1, 1) and (N, 1, 1, D) are
-    vectors already; tokens (N, T, D) and maps need `pool`.
+    vectors already; tokens (N, T, D) and maps are pooled as the model's choice says.
     """
 
-    def __init__(
-        self, file: OnnxFile, session: ort.InferenceSession, output: str, pool: str, why: str, preprocess: Preprocess
-    ) -> None:
-        self.file = file
-        self.output = output
-        self.pool = pool
-        self._why = why
-        self._session = session
+    def __init__(self, model: OnnxModel, preprocess: Preprocess) -> None:
+        self.model = model
         self._preprocess = preprocess
-        self._input = _image_input(file.path, session)
-        batch = self._input.shape[0]
-        self._batch = batch if isinstance(batch, int) and batch > 0 else None
-        self._dim = self._declared_dim()
+        self._dim = model.dim
+
+    @property
+    def file(self) -> OnnxFile:
+        """The file it was opened from."""
+        return self.model.file
+
+    @property
+    def output(self) -> str:
+        """The tensor that holds the embedding, with the settings it is computed under."""
+        return self.model.output
+
+    @property
+    def pool(self) -> str:
+        """How a map or tokens become a vector, "none" where they need not."""
+        return self.model.choice.pool
 
     @property
     def name(self) -> str:
@@ -92,7 +123,7 @@ class OnnxEmbedder(Teacher):
     @property
     def where(self) -> str:
         """The file's absolute path."""
-        return str(self.file.path.resolve())
+        return str(self.file.path.absolute())
 
     @property
     def size_bytes(self) -> int:
@@ -102,7 +133,7 @@ class OnnxEmbedder(Teacher):
     @property
     def why(self) -> str:
         """How the output came to be chosen."""
-        return self._why
+        return self.model.choice.why
 
     @property
     def dim(self) -> int | None:
@@ -112,7 +143,7 @@ class OnnxEmbedder(Teacher):
     @property
     def batch(self) -> int | None:
         """The one batch size the graph takes, None where it is free."""
-        return self._batch
+        return self.model.batch
 
     @property
     def preprocess(self) -> Preprocess:
@@ -122,7 +153,7 @@ class OnnxEmbedder(Teacher):
     @property
     def provider(self) -> str:
         """The execution provider that really runs."""
-        return str(self._session.get_providers()[0])
+        return self.model.provider
 
     @property
     def space_id(self) -> str:
@@ -139,18 +170,20 @@ class OnnxEmbedder(Teacher):
             pool=self.pool,
             preprocess=self.preprocess.identity(),
             source=self.preprocess.source,
+            name=self.file.path.name,
         )
 
     def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed prepared images, (N, H, W, 3) uint8 → (N, D) float32 as the model gives them.
 
-        Raises ValueError for images of another size, DistillError where the model fails on them.
+        Raises ValueError for images of another size, OutOfMemory where the batch is too large for the machine,
+        DistillError where the model fails on them otherwise.
         """
         if images_NHWC.shape[1:] != (*self.preprocess.size, 3) or images_NHWC.dtype != np.uint8:
             raise ValueError(
                 f"images are {images_NHWC.dtype} {images_NHWC.shape}, want uint8 (N, {self.preprocess.size}, 3)"
             )
-        step = self._batch or len(images_NHWC)
+        step = self.batch or len(images_NHWC)
         parts = [self._run(images_NHWC[at : at + step]) for at in range(0, len(images_NHWC), step)]
         vectors = np.concatenate(parts)
         self._dim = vectors.shape[1]
@@ -158,24 +191,35 @@ class OnnxEmbedder(Teacher):
 
     def _run(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images_NHWC)
-        if self._batch and count < self._batch:
-            images_NHWC = np.concatenate([images_NHWC, np.repeat(images_NHWC[-1:], self._batch - count, axis=0)])
+        if self.batch and count < self.batch:
+            images_NHWC = np.concatenate([images_NHWC, np.repeat(images_NHWC[-1:], self.batch - count, axis=0)])
         try:
-            found = self._session.run([self.output], {self._input.name: self.preprocess.feed(images_NHWC)})[0]
+            found = np.asarray(self.model.run(self.preprocess.feed(images_NHWC)))
         except RUNTIME_ERRORS as error:
+            raise _failed(self.file.path, count, self.preprocess.size, error) from None
+        last = self.model.choice.channels_last
+        vectors = to_vectors(
+            found, self.pool, channels_last(found.shape, self.preprocess.layout) if last is None else last
+        )
+        if len(vectors) < count:
             raise DistillError(
-                f"{self.file.path} fails on a batch of {count} images of {self.preprocess.size} ({_first_line(error)})",
-                "check --preprocess size=, or --batch 1",
-            ) from None
-        return to_vectors(np.asarray(found), self.pool, self.preprocess.layout == "NHWC")[:count]
+                f"{self.file.path} gives {len(vectors)} vectors for {count} images",
+                "use --batch 1, or another --output",
+            )
+        return vectors[:count]
 
-    def _declared_dim(self) -> int | None:
-        """Length of a vector where the graph declares it."""
-        shape = next(one.shape for one in self._session.get_outputs() if one.name == self.output)
-        sides = [side for side in shape[1:] if side != 1]
-        if len(sides) > 1:  # tokens or a map: the channels
-            sides = [shape[1]] if len(shape) == 4 and self.preprocess.layout == "NCHW" else [shape[-1]]
-        return sides[0] if sides and isinstance(sides[0], int) else None
+
+def _failed(path: Path, count: int, size: tuple[int, int], error: Exception) -> DistillError:
+    """What a model's failure on a batch means for the user."""
+    said = first_line(error)
+    if is_memory(error):
+        return OutOfMemory(
+            f"{path} needs more memory for {count} images than there is ({said})", "use a smaller --batch"
+        )
+    return DistillError(
+        f"{path} fails on a batch of {count} images of {size[0]}x{size[1]} ({said})",
+        "check --preprocess size=, or --batch 1",
+    )
 
 
 def space_id(sha256: str, output: str, pool: str) -> str:
@@ -189,7 +233,7 @@ def to_vectors(found: NDArray[Any], pool: str, channels_last: bool) -> NDArray[n
     if values.ndim >= 2 and values.size == len(values) * max(values.shape[1:]):
         return values.reshape(len(values), -1)
     if pool != "none" and values.ndim == 4:  # a map is tokens, one for each place
-        values = values if _channels_last(values.shape, channels_last) else values.transpose(0, 2, 3, 1)
+        values = values if channels_last else values.transpose(0, 2, 3, 1)
         values = values.reshape(len(values), -1, values.shape[3])
     if pool != "none" and values.ndim == 3:
         return _pool_tokens(values, pool)
@@ -200,11 +244,11 @@ def to_vectors(found: NDArray[Any], pool: str, channels_last: bool) -> NDArray[n
     )
 
 
-def _channels_last(shape: tuple[int, ...], input_is: bool) -> bool:
-    """Whether a map is (N, h, w, D): by which two sides are equal, else as the input is laid out."""
-    if (shape[1] == shape[2]) != (shape[2] == shape[3]):
+def channels_last(shape: tuple[int, ...], layout: str) -> bool:
+    """Whether a map is (N, h, w, D) where no graph says: by which two sides are equal, else as the input is."""
+    if len(shape) == 4 and (shape[1] == shape[2]) != (shape[2] == shape[3]):
         return shape[1] == shape[2]
-    return input_is
+    return layout == "NHWC"
 
 
 def _pool_tokens(values_NTD: NDArray[np.float32], pool: str) -> NDArray[np.float32]:
@@ -221,177 +265,244 @@ def _pool_tokens(values_NTD: NDArray[np.float32], pool: str) -> NDArray[np.float
 
 
 def open_teacher(
-    path: Path, options: TeacherOptions | None = None, *, known: Preprocess | None = None, threads: int = 0
+    path: Path,
+    options: TeacherOptions | None = None,
+    *,
+    known: Preprocess | None = None,
+    guess: Guess | None = None,
+    threads: int = 0,
 ) -> OnnxEmbedder:
     """Open an ONNX file as an embedder; every fault of the file is a DistillError of one line.
 
-    known: preprocessing that is settled already, as an earlier command recorded it. threads: 0 is every processor we
-    may use.
+    known: preprocessing that is settled already, as an earlier command recorded it. guess: asked for it where nothing
+    else says. threads: 0 is every processor we may use.
     """
     options = options or TeacherOptions()
-    pool = options.pool
-    if pool is not None and pool not in POOLS:
-        raise DistillError(f"there is no pooling {pool!r}", f"use --pool {'|'.join(POOLS)}")
-    file = read_file(path)
-    session = open_session(path, threads or workers())
-    image = _image_input(path, session)
-    settled = known or _resolve_preprocess(file, image, options.preprocess)
-    chosen, why = choose_output(session.get_outputs(), options.output)
-    sides = next(one.shape for one in session.get_outputs() if one.name == chosen)
-    return OnnxEmbedder(file, session, chosen, pooling(chosen, sides, pool), why, settled)
+    flags = parse_flags(options.preprocess)
+    model = open_model(path, options, size=known.size if known else flags.get("size"), threads=threads)
+    sources = [source for source in (flags, *model.said) if source]
+    settled = known or resolve(model, sources) or (guess(model, sources) if guess else None)
+    if settled is None:
+        raise unknown_preprocess(path.name)
+    return OnnxEmbedder(model, settled)
 
 
-def pooling(output: str, sides: Sequence[int | str | None], wanted: str | None) -> str:
-    """How an output declared with these sides becomes a vector: "none" where it is one already, else as wanted."""
-    if wanted is not None and wanted not in POOLS:
-        raise DistillError(f"there is no pooling {wanted!r}", f"use --pool {'|'.join(POOLS)}")
-    if len(sides) <= 2 or sum(side != 1 for side in sides[1:]) <= 1:
-        return "none"
-    if wanted is None:
-        raise DistillError(
-            f"the output {output} is {list(sides)}, not one vector per image",
-            f"choose a pooling with --pool {'|'.join(POOLS)}, or another --output",
-        )
-    return wanted
+def open_model(
+    path: Path, options: TeacherOptions, *, size: tuple[int, int] | None = None, threads: int = 0
+) -> OnnxModel:
+    """Read a file, choose its embedding, cut the graph there if need be, and start a session on it.
 
-
-def read_file(path: Path) -> OnnxFile:
-    """Read a model file without running it; hash it with the external data it needs."""
-    if not path.exists():
-        raise DistillError(f"there is no file {path}", "check the path of the ONNX model")
-    if path.is_dir():
-        raise DistillError(f"{path} is a folder", "give the .onnx file itself")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(64)
-    except OSError as error:
-        raise DistillError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
-    if head.startswith(b"version https://git-lfs"):
-        raise DistillError(f"{path} is a Git LFS pointer, not the model itself", "fetch the model with: git lfs pull")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise DistillError(
-            f"{path} is no ONNX model ({_first_line(error)})", "give a file written by an ONNX exporter"
-        ) from None
-    if not model.HasField("graph") or not model.graph.node:
-        raise DistillError(f"{path} is no ONNX model (it holds no graph)", "give a file written by an ONNX exporter")
-    extra = external_files(path, model)
-    digest = hashlib.sha256()
-    for one in (path, *extra):
-        with one.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return OnnxFile(
-        path=path,
-        sha256=digest.hexdigest(),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
-        size_bytes=sum(one.stat().st_size for one in (path, *extra)),
+    size: height and width to reason with where the graph leaves them free.
+    """
+    if options.pool is not None and options.pool not in POOLS:
+        raise DistillError(f"there is no pooling {options.pool!r}", f"use --pool {'|'.join(POOLS)}")
+    proto = read_model(path)
+    file = describe(path, proto)
+    graph = Graph(proto)
+    image = the_image(path, graph)
+    said = said_of(file, graph, image)
+    nominal = nominal_size(image, size, said)
+    shapes = graph.shapes(image.name, nominal, layout_of(image))
+    _check_sizes(path, shapes)
+    choice = choose(graph, image.name, shapes, options.output, options.pool)
+    feeds = _settings(path, graph, choice, image, options.inputs)
+    whole = {one.name for one in graph.outputs} >= {choice.tensor} and len(graph.inputs) == 1 + len(feeds)
+    source = path if whole else graph.cut(choice.tensor).SerializeToString()
+    session = open_session(source, threads or workers(), options.device, None if whole else path.absolute().parent)
+    return OnnxModel(
+        file=file,
+        choice=choice,
+        image=image,
+        settings=tuple(sorted(f"{name}={_text(value)}" for name, (value, _) in feeds.items())),
+        said=said,
+        dim=_dim(shapes.get(choice.tensor), choice, layout_of(image)),
+        provider=str(session.get_providers()[0]),
+        run=_runner(session, choice.tensor, image, feeds),
     )
 
 
-def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
-    """The files a model keeps its weights in, in order of name; missing ones are an error."""
-    names = {ExternalDataInfo(tensor).location for tensor in _tensors(model.graph) if uses_external_data(tensor)}
-    files = [path.parent / name for name in sorted(names)]
-    missing = [one.name for one in files if not one.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+def _runner(
+    session: Any, output: str, image: Value, feeds: Mapping[str, tuple[NDArray[Any], Value]]
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        extra = {name: _spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
+        return np.asarray(session.run([output], {image.name: batch, **extra})[0])
+
+    return run
+
+
+def _spread(value: NDArray[Any], shape: Shape, count: int) -> NDArray[Any]:
+    """A setting in the shape that the graph declares, a free first axis being the batch."""
+    sides = [side if isinstance(side, int) else (count if place == 0 else 1) for place, side in enumerate(shape)]
+    return np.ascontiguousarray(np.broadcast_to(value, sides))
+
+
+def the_image(path: Path, graph: Graph) -> Value:
+    """The one input that takes images; a pair scorer and what takes none are errors that say so."""
+    images = image_inputs(graph)
+    seen = ", ".join(f"{one.name} {_shape(one)} {one.dtype}" for one in graph.inputs)
+    if is_pair_scorer(graph):
         raise DistillError(
-            f"{path} keeps its weights in {missing[0]}{more}, which is not there",
-            f"put it into {path.parent}, beside the model",
+            f"{path} is a pair scorer: it wants two images at once ({seen})",
+            "a model that embeds one image at a time is needed; pairwise teachers are not supported yet",
         )
-    return files
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor a graph holds: initializers, constants, and those of the graphs inside its nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    """Start onnxruntime on the CPU with this many threads; a model it refuses is a DistillError."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except RUNTIME_ERRORS as error:
-        raise DistillError(
-            f"onnxruntime cannot run {path} ({_first_line(error)})",
-            "check it with onnx.checker; custom operators are not supported",
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    return (text[:157] + "...") if len(text) > 160 else text or type(error).__name__
-
-
-def _image_input(path: Path, session: ort.InferenceSession) -> Any:
-    inputs = session.get_inputs()
-    images = [one for one in inputs if len(one.shape) == 4]
-    if len(inputs) != 1 or len(images) != 1:
-        seen = ", ".join(f"{one.name} {one.shape}" for one in inputs)
+    if len(images) != 1:
+        four = [one for one in graph.inputs if one.shape is not None and len(one.shape) == 4]
+        if len(four) == 1 and four[0].dtype not in DTYPES:
+            raise DistillError(
+                f"the input {four[0].name} of {path} is {four[0].dtype}", f"inputs may be {', '.join(DTYPES)}"
+            )
+        if len(four) == 1 and isinstance((four[0].shape or (0, 0))[1], int):
+            raise DistillError(
+                f"the input {four[0].name} is {_shape(four[0])}, with {(four[0].shape or (0, 0))[1]} channels",
+                "give a model for RGB images",
+            )
         raise DistillError(
             f"{path} does not take one image batch; its inputs are {seen}",
-            "give a model whose only input is (N, 3, H, W) or (N, H, W, 3)",
-        )
-    if images[0].type not in DTYPES:
-        raise DistillError(
-            f"the input {images[0].name} of {path} is {images[0].type}", f"inputs may be {', '.join(DTYPES.values())}"
+            "give a model whose image input is (N, 3, H, W) or (N, H, W, 3)",
         )
     return images[0]
 
 
-def choose_output(outputs: Sequence[Any], wanted: str | None) -> tuple[str, str]:
-    """The output that holds the embedding, and why it was taken; each has a name and a shape."""
-    names = [one.name for one in outputs]
+def _shape(value: Value) -> str:
+    return "×".join("?" if side is None else str(side) for side in value.shape or ())
+
+
+def layout_of(image: Value) -> str:
+    """NCHW or NHWC, by where an input's three channels are."""
+    shape = image.shape or ()
+    if len(shape) != 4 or shape[1] == 3:
+        return "NCHW"
+    return "NHWC" if shape[3] == 3 or "channel" in str(shape[3]).lower() else "NCHW"  # "num_channels", as hubs name it
+
+
+def fixed_size(image: Value) -> tuple[int, int] | None:
+    """Height and width where an input's shape fixes them."""
+    shape = image.shape or ()
+    height, width = shape[1:3] if layout_of(image) == "NHWC" else shape[2:4]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def nominal_size(image: Value, wanted: tuple[int, int] | None, said: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Height and width to infer shapes with: the graph's own, those asked for, those said, else the usual."""
+    if (fixed := fixed_size(image)) is not None:
+        return fixed
     if wanted is not None:
-        if wanted not in names:
-            raise DistillError(f"the model has no output {wanted!r}", f"its outputs are {', '.join(names)}")
-        return wanted, "asked for"
-    if len(outputs) == 1:
-        return names[0], "the only output"
-    for name in EMBEDDING_NAMES:
-        if name in [n.lower() for n in names]:
-            return names[[n.lower() for n in names].index(name)], f"its name, out of {', '.join(names)}"
-    vectors = [one for one in outputs if len(one.shape) == 2 and not any(s in one.name.lower() for s in SCORE_NAMES)]
-    chosen = (vectors or outputs)[0]
-    return chosen.name, f"the first that looks like a vector, out of {', '.join(names)}"
+        return wanted
+    return next((tuple(one["size"]) for one in said if "size" in one), (USUAL_SIDE, USUAL_SIDE))
 
 
-def _resolve_preprocess(file: OnnxFile, image: Any, flags: Sequence[str]) -> Preprocess:
-    """Flag, our metadata, sidecar, graph, in this order of belief; an error with the choices where all are silent."""
-    sources = [parse_flags(flags), _said_by_metadata(file), _said_by_sidecar(file.path)]
-    return settle(file.path.name, sources, said_by_graph(image))
+def _check_sizes(path: Path, shapes: Mapping[str, Value]) -> None:
+    """Refuse a graph that would fill the machine's memory for one image."""
+    for value in shapes.values():
+        numbers = 1
+        for side in value.shape or ():
+            numbers *= side if isinstance(side, int) else 1
+        if numbers > LARGEST:
+            raise DistillError(
+                f"{path} holds a tensor {value.name} of {_shape(value)} numbers for one image",
+                "that is more than any embedding model needs; check where the file comes from",
+            )
 
 
-def settle(name: str, said: Sequence[dict[str, Any]], graph: dict[str, Any]) -> Preprocess:
-    """One preprocessing out of what was said, the most believed first, and of what the graph declares."""
-    sources = [*said, graph]
-    if "size" not in graph and not any("size" in source for source in sources):
-        sources.append({"size": (224, 224)})  # what a network of free size was most likely trained at
-    found = merge([source for source in sources if source])
-    if found is None:
+def _settings(
+    path: Path, graph: Graph, choice: Choice, image: Value, given: Sequence[str]
+) -> dict[str, tuple[NDArray[Any], Value]]:
+    """Values for the inputs that the embedding depends on beside the image, each as `name=value` said it."""
+    wanted = {one.name: one for one in graph.needed_inputs(choice.tensor) if one.name != image.name}
+    said = dict(_split_setting(text) for text in given)
+    unknown = sorted(set(said) - {one.name for one in graph.inputs})
+    if unknown:
+        others = [one.name for one in graph.inputs if one.name != image.name]
         raise DistillError(
-            f"nothing says how {name} wants its images prepared",
-            f"say it with --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
-            f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
+            f"{path.name} has no input {unknown[0]!r} to set", f"its other inputs are {', '.join(others) or 'none'}"
         )
-    fixed = graph.get("size")
-    if fixed and fixed != found.size:
+    for one in wanted.values():
+        if input_role(one) != "setting":
+            raise DistillError(
+                f"{choice.tensor} of {path.name} also depends on {one.name} ({_shape(one)} {one.dtype})",
+                "name an --output that depends on the image alone; inspect --tensors lists them",
+            )
+        if one.name not in said:
+            raise DistillError(
+                f"{path.name} also wants {one.name} ({_shape(one) or 'one'} {one.dtype})",
+                f"say it with --input {one.name}={'false' if one.dtype == 'bool' else '1'}",
+            )
+    return {name: (_parse_setting(one, said[name]), one) for name, one in wanted.items()}
+
+
+def _split_setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise DistillError(f"--input {text} is no setting", "write --input name=value, e.g. --input training=false")
+    return name.strip(), value.strip()
+
+
+def _parse_setting(info: Value, text: str) -> NDArray[Any]:
+    """One value, or several with commas between, in the type of the input."""
+    words = {"true": 1, "false": 0, "yes": 1, "no": 0}
+    try:
+        numbers = [words[part.lower()] if part.lower() in words else float(part) for part in text.split(",")]
+        value = np.asarray(numbers if len(numbers) > 1 else numbers[0]).astype(info.dtype)
+        _spread(value, info.shape or (), 1)
+    except (ValueError, TypeError):
+        raise DistillError(
+            f"--input {info.name}={text} does not fit {_shape(info) or 'one'} {info.dtype}",
+            "write a number, true or false, or several with commas between",
+        ) from None
+    return value
+
+
+def _text(value: NDArray[Any]) -> str:
+    return ",".join(f"{one:g}" if value.dtype.kind == "f" else str(one) for one in value.ravel().tolist())
+
+
+def _dim(value: Value | None, choice: Choice, layout: str) -> int | None:
+    """Length of a vector where the inferred shape says it."""
+    shape = value.shape if value is not None else None
+    if shape is None:
+        return None
+    several = [side for side in shape[1:] if side != 1]
+    if len(several) > 1:  # tokens or a map: the channels
+        last = layout == "NHWC" if choice.channels_last is None else choice.channels_last
+        several = [shape[1]] if len(shape) == 4 and not last else [shape[-1]]
+    return several[0] if several and isinstance(several[0], int) else None
+
+
+def said_of(file: OnnxFile, graph: Graph, image: Value) -> tuple[dict[str, Any], ...]:
+    """What metadata, sidecar and graph say of preprocessing, the most believed first."""
+    said = (_said_by_metadata(file), _said_by_sidecar(file.path), _said_by_graph(graph, image))
+    return tuple(one for one in said if one)
+
+
+def resolve(model: OnnxModel, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
+    """Lay the sources over each other; None where none says how pixels are scaled."""
+    return settle(model.file.path.name, model.size, sources)
+
+
+def settle(name: str, fixed: tuple[int, int] | None, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
+    """One preprocessing out of what was said, the most believed first; None where none says how pixels are scaled.
+
+    name: of the model, for messages. fixed: height and width that it takes and no other, None where they are free.
+    """
+    if fixed is None and not any("size" in source for source in sources):
+        sources = [*sources, {"size": (USUAL_SIDE, USUAL_SIDE)}]
+    found = merge(sources)
+    if found is not None and fixed is not None and fixed != found.size:
         raise DistillError(
             f"{name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says {found.size[0]}x{found.size[1]}",
             f"use --preprocess size={fixed[0]}x{fixed[1]}",
         )
     return found
+
+
+def unknown_preprocess(name: str, seen: str = "") -> DistillError:
+    """The error where nothing says how images are prepared. seen: what a guess came to."""
+    return DistillError(
+        f"nothing says how {name} wants its images prepared{seen}",
+        f"say it with --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
+        f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
+    )
 
 
 def _said_by_metadata(file: OnnxFile) -> dict[str, Any]:
@@ -414,7 +525,7 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
         for name in SIDECARS:
             try:
                 values = json.loads((folder / name).read_text("utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue
             found = from_sidecar(values) if isinstance(values, dict) else None
             if found:
@@ -422,19 +533,19 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
     return {}
 
 
-def said_by_graph(image: Any) -> dict[str, Any]:
-    """Layout, dtype and fixed size; a uint8 input also says that pixels go in as they are.
+def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
+    """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
+    said, head = declared(image), said_by_head(graph, image.name)
+    if image.dtype == "uint8":  # bytes go in as they are; their order is all that is left to say
+        return said | ({"channels": head["channels"]} if "channels" in head else {})
+    return said | head
 
-    image: an input whose name, shape and type are as onnxruntime has them.
-    """
-    shape: Sequence[int | str | None] = image.shape
-    last = shape[3] == 3 and shape[1] != 3
-    if not last and isinstance(shape[1], int) and shape[1] != 3:
-        raise DistillError(f"the input {image.name} has {shape[1]} channels", "give a model for RGB images")
-    height, width = shape[1:3] if last else shape[2:4]
-    said: dict[str, Any] = {"layout": "NHWC" if last else "NCHW", "dtype": DTYPES[image.type]}
-    if isinstance(height, int) and isinstance(width, int):
-        said["size"] = (height, width)
-    if said["dtype"] == "uint8":
+
+def declared(image: Value) -> dict[str, Any]:
+    """Layout, dtype and fixed size of an input; a uint8 one also says that pixels go in as they are."""
+    said: dict[str, Any] = {"layout": layout_of(image), "dtype": image.dtype}
+    if (size := fixed_size(image)) is not None:
+        said["size"] = size
+    if image.dtype == "uint8":
         said |= {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "said_by": "graph (uint8 input)"}
     return said

@@ -1,6 +1,7 @@
 """What others rely on, frozen: commands, flags, JSON fields, exit codes, what is stamped on a file."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import distilltool
 from distilltool.cli import app
 from distilltool.errors import Exit
 
-TEACHER_FLAGS = {"--preprocess", "--output", "--pool", "--batch"}
+MODEL_FLAGS = {"--preprocess", "--output", "--pool", "--input", "--device", "--isolate"}
+TEACHER_FLAGS = MODEL_FLAGS | {"--batch"}
 TERMS = {"--max-cost", "--price-per-query", "--ambiguous", "--timeout"}
 BLACK_BOX = TERMS | {"--import", "--teacher-url"}
 COMMON = {"--json", "--quiet", "-q"}
@@ -27,7 +29,6 @@ FLAGS = {
         "--recipe",
         "--student",
         "--weights",
-        "--input",
         "--dim",
         "--time-budget",
         "--set",
@@ -39,7 +40,40 @@ FLAGS = {
     },
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
+    "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
+    "ledger show": COMMON | {"--store"},
+    "ledger verify": COMMON | {"--store", "--images"},
+    "ledger export": COMMON | {"--store", "--images", "--teacher"},
+}
+LEDGER_TEACHER = {
+    "sha256",
+    "name",
+    "output",
+    "pool",
+    "preprocess",
+    "source",
+    "dim",
+    "done",
+    "failed",
+    "claimed",
+    "asked",
+    "spent",
+    "budget",
+    "first",
+    "last",
+    "bytes",
+}
+LEDGER_VERIFY = {
+    "store",
+    "teachers",
+    "done",
+    "failed",
+    "claimed",
+    "abandoned",
+    "faults",
+    "coverage",
+    "seconds",
 }
 TEACHER = {"sha256", "dim", "output", "preprocess"}
 INTERVAL = {"value", "low", "high"}
@@ -49,6 +83,7 @@ QUERY = {
     "images",
     "files",
     "duplicates",
+    "near_duplicates",
     "queried",
     "cached",
     "pending",
@@ -100,12 +135,20 @@ LATENCY = {
 
 
 def test_commands_and_flags() -> None:
-    commands: Any = get_command(app)
     found = {
         name: {flag for one in command.params for flag in one.opts if flag.startswith("-")} - {"--help", "-h"}
-        for name, command in commands.commands.items()
+        for name, command in commands(get_command(app))
     }
     assert found == FLAGS
+
+
+def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by the words that call it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{above}{name} ")
+        else:
+            yield above + name, command
 
 
 def test_exit_codes() -> None:
@@ -120,7 +163,7 @@ def test_exit_codes() -> None:
 
 
 def test_python_functions() -> None:
-    for name in ("query", "distill", "evaluate", "export", "load_student", "DistillError"):
+    for name in ("inspect", "query", "distill", "evaluate", "export", "load_student", "DistillError"):
         assert callable(getattr(distilltool, name))
     assert (Path(distilltool.__file__).parent / "py.typed").exists()
 
@@ -136,6 +179,21 @@ def call(*words: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.stderr
     values: dict[str, Any] = json.loads(result.stdout)
     return values
+
+
+def test_json_fields_of_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 4)
+    call("query", "t.onnx", "imgs", "--preprocess", "scale=1/255")
+    found = call("ledger", "show")
+    assert set(found) == {"store", "version", "bytes", "teachers", "guesses"}
+    assert set(found["teachers"][0]) == LEDGER_TEACHER
+    found = call("ledger", "verify", "--images", "imgs")
+    assert set(found) == LEDGER_VERIFY
+    assert set(found["coverage"][0]) == {"sha256", "output", "known", "unanswered", "orphans"}
+    found = call("ledger", "export", "answers.parquet")
+    assert set(found) == {"store", "file", "format", "teachers", "rows", "bytes", "seconds"}
 
 
 @pytest.mark.slow

@@ -230,7 +230,14 @@ def test_every_extension_is_found_by_its_name(folder: str) -> None:
 def commands() -> dict[str, click.Command]:
     """Every command by name, as click sees it."""
     group = typer.main.get_command(app)
-    return dict(getattr(group, "commands"))  # noqa: B009
+    return dict(inside(group))
+
+
+def inside(group: click.Command, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """The commands of a group, those of its groups among them, by the words that call them."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield above + name, command
+        yield from inside(command, f"{above}{name} ")
 
 
 def test_the_commands_of_the_contract_are_there() -> None:
@@ -277,7 +284,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import contextlib, io, sys\n"
         "from distilltool.cli import app\n"
         "light = [['--help'], ['--version'], ['recipes'], ['recipes', 'drd']]\n"
-        "for words in [*light, *[[name, '--help'] for name in sys.argv[1:]]]:\n"
+        "for words in [*light, *[[*name.split(), '--help'] for name in sys.argv[1:]]]:\n"
         "    said = io.StringIO()\n"
         "    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
         "        try:\n"

@@ -6,12 +6,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distilltool import ledger as ledgers
 from distilltool.errors import DistillError
 from distilltool.ledger import APPLICATION_ID, VERSION, Ambiguous, Ledger, TeacherKey
 
@@ -354,22 +357,116 @@ def test_other_version(path: Path) -> None:
         Ledger.open(path)
 
 
+VERSION_1 = """
+CREATE TABLE teachers (
+    id INTEGER PRIMARY KEY,
+    sha256 TEXT NOT NULL, output TEXT NOT NULL, pool TEXT NOT NULL, preprocess TEXT NOT NULL,
+    source TEXT NOT NULL, dim INTEGER,
+    UNIQUE (sha256, output, pool, preprocess)
+);
+CREATE TABLE budgets (sha256 TEXT PRIMARY KEY, budget INTEGER NOT NULL);
+CREATE TABLE answers (
+    teacher INTEGER NOT NULL REFERENCES teachers (id),
+    image BLOB NOT NULL,
+    view TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL CHECK (state IN ('claimed', 'done', 'failed')),
+    asked INTEGER NOT NULL,
+    vector BLOB, reason TEXT, provider TEXT, owner TEXT, time REAL NOT NULL,
+    PRIMARY KEY (teacher, image, view)
+);
+INSERT INTO teachers VALUES (1, 'aa', 'embedding', 'none', '{}', 'flag', 4);
+INSERT INTO budgets VALUES ('aa', 9);
+PRAGMA application_id=1684632436;
+PRAGMA user_version=1;
+PRAGMA journal_mode=WAL;
+"""
+
+
+def of_version_1(path: Path) -> None:
+    """A ledger as version 1 wrote it, statement by statement: one answer, one failure, one claim of a dead process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    db.executemany(
+        "INSERT INTO answers VALUES (1, ?, '', ?, ?, ?, ?, ?, ?, 1000.0)",
+        [
+            (image(0), "done", 1, np.arange(4, dtype="<f4").tobytes(), None, "CPUExecutionProvider", None),
+            (image(1), "failed", 2, None, "not finite", None, None),
+            (image(2), "claimed", 1, None, None, None, "elsewhere:1:1"),
+        ],
+    )
+    db.commit()
+    db.close()
+
+
+def test_a_ledger_of_version_1_is_upgraded(path: Path) -> None:
+    """Every answer, budget and count of it is still there, and it is a ledger like any other from then on."""
+    of_version_1(path)
+    for _ in range(2):
+        with Ledger.open(path) as ledger:
+            assert ledger.teacher(replace(KEY, name="t.onnx")) == 1
+            assert ledger.spent("aa") == 4 and ledger.budget("aa", None) == 9 and ledger.dim(1) == 4
+            assert ledger.settled(1, several(3)) == {image(0): "done", image(1): "failed"}
+            assert ledger.vectors(1, several(3))[image(0)].tolist() == [0, 1, 2, 3]
+            assert ledger.guess("aa", "embedding") is None
+    with sqlite3.connect(path) as old, sqlite3.connect(path.with_name("new")) as new:
+        Ledger.open(path.with_name("new")).close()
+        for table in ("teachers", "budgets", "answers", "guesses"):
+            columns = [
+                {row[1:] for row in db.execute(f"PRAGMA table_info({table})")}  # the order of columns may differ
+                for db in (old, new)
+            ]
+            assert columns[0] == columns[1], table
+        assert old.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        assert old.execute("SELECT name FROM teachers").fetchone() == ("t.onnx",)
+        crc = old.execute("SELECT crc FROM answers ORDER BY image").fetchall()
+        assert crc == [(zlib.crc32(np.arange(4, dtype="<f4").tobytes()),), (None,), (None,)]
+
+
+def test_an_upgrade_that_is_stopped_leaves_version_1(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an upgrade is none: the file is as it was, and the next attempt begins anew."""
+    of_version_1(path)
+    steps = ledgers.UPGRADES[1]
+    monkeypatch.setitem(ledgers.UPGRADES, 1, steps + "SELECT 1 FROM nowhere;")
+    with pytest.raises(DistillError, match="no such table"):
+        Ledger.open(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert "crc" not in str(db.execute("SELECT sql FROM sqlite_master").fetchall())
+    db.close()
+    monkeypatch.setitem(ledgers.UPGRADES, 1, steps)
+    with Ledger.open(path) as ledger:
+        assert ledger.spent("aa") == 4
+
+
+def test_guesses_are_paid_before_they_are_made(ledger: Ledger) -> None:
+    """What probes ask counts against the budget of the file, also where the outcome never came."""
+    assert ledger.guess("aa", "embedding") is None
+    assert ledger.reserve_guess("aa", "embedding", 32, 9, budget=50) == 32
+    assert ledger.guess("aa", "embedding") is None and ledger.spent("aa") == 32
+    assert ledger.reserve_guess("aa", "embedding", 32, 9, budget=50) == 18  # the first was killed
+    assert ledger.reserve_guess("aa", "embedding", 32, 9, budget=50) == 0
+    ledger.keep_guess("aa", "embedding", 18, 9, {"family": "clip", "margin": 0.5})
+    assert ledger.guess("aa", "embedding") == {"family": "clip", "margin": 0.5}
+    assert ledger.spent("aa") == 50
+    assert ledger.guess("aa", "other") is None and ledger.guess("bb", "embedding") is None
+    assert ledger.claim(ledger.teacher(KEY), several(3), 52) == several(2)
+    ledger.keep_guess("bb", "embedding", 7, 1, {"family": "tf"})
+    assert ledger.spent("bb") == 7
+
+
+def test_what_a_teacher_is_called_is_no_part_of_what_it_is(ledger: Ledger) -> None:
+    """The name given last stands; a key without one leaves it."""
+    number = ledger.teacher(replace(KEY, name="a.onnx"))
+    assert ledger.teacher(replace(KEY, name="b.onnx")) == number == ledger.teacher(KEY)
+    with sqlite3.connect(ledger.path) as db:
+        assert db.execute("SELECT name FROM teachers").fetchall() == [("b.onnx",)]
+    db.close()
+
+
 def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
     """As `mktemp` makes it."""
     path = tmp_path / "ledger.sqlite"
     path.touch()
     with Ledger.open(path) as ledger:
         assert ledger.spent("aa") == 0
-
-
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder(tmp_path: Path) -> None:
-    """A folder that cannot be written to is an error of one line."""
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    try:
-        with pytest.raises(DistillError, match="cannot be opened"):
-            Ledger.open(folder / "ledger.sqlite")
-    finally:
-        folder.chmod(0o700)

@@ -12,7 +12,7 @@ from PIL import Image
 from distilltool.deploy import RESAMPLE
 from distilltool.errors import DistillError
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags, read_file
-from distilltool.teacher import open_teacher
+from distilltool.teacher import TeacherOptions, open_teacher
 
 GRAPH = {"layout": "NCHW", "dtype": "float32", "size": (224, 224)}
 # what black and white pixels become, by the formulas of torchvision, openai/CLIP and keras worked out by hand, in the
@@ -22,6 +22,9 @@ BLACK_WHITE = {
     "clip": ([-1.792263, -1.752097, -1.480220], [1.930336, 2.074884, 2.145897]),
     "tf": ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]),
     "caffe": ([-103.939, -116.779, -123.68], [151.061, 138.221, 131.32]),
+    "unit": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+    "raw": ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
+    "raw-bgr": ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
 }
 
 
@@ -64,7 +67,7 @@ def test_preset_numbers(name: str) -> None:
     np.testing.assert_allclose(preset(name).feed(flat((255, 255, 255)))[0, :, 0, 0], white, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "first"), [("imagenet", 2.248908), ("clip", 1.930336), ("tf", 1.0)])
+@pytest.mark.parametrize(("name", "first"), [("imagenet", 2.248908), ("clip", 1.930336), ("tf", 1.0), ("raw", 255.0)])
 def test_red_comes_first_in_rgb_presets(name: str, first: float) -> None:
     """Channel 0 is red."""
     assert preset(name).feed(flat((255, 0, 0)))[0, 0, 0, 0] == pytest.approx(first, abs=2e-5)
@@ -432,7 +435,7 @@ def test_order_of_belief(tmp_path: Path, believed: int, std: float, source: str)
     if believed >= 2:
         sidecar = hugging_face(image_std=[0.2] * 3, size={"height": 32, "width": 32})
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(sidecar))
-    found = open_teacher(path, preprocess=["std=0.4"] if believed >= 4 else ()).preprocess
+    found = open_teacher(path, TeacherOptions(preprocess=("std=0.4",) if believed >= 4 else ())).preprocess
     assert found.std == (std,) * 3
     assert found.source.startswith(source)
 
@@ -493,6 +496,6 @@ def test_means_alone_do_not_say_how_pixels_are_scaled() -> None:
 def test_bytes_go_in_as_they_are_whatever_a_preset_says(tmp_path: Path) -> None:
     """A preset's means are for networks that are fed numbers; with them the same answers would be bought twice."""
     path = onnx_teacher(tmp_path / "model.onnx", dtype="uint8")
-    said, silent = open_teacher(path, preprocess=["caffe", "channels=RGB"]), open_teacher(path)
+    said, silent = open_teacher(path, TeacherOptions(preprocess=("caffe", "channels=RGB"))), open_teacher(path)
     assert (said.preprocess.scale, said.preprocess.mean) == (1.0, (0.0, 0.0, 0.0))
     assert said.key.preprocess == silent.key.preprocess

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from distilltool import images, ridge, search, students, train
 from distilltool.augment import shrink
+from distilltool.choice import Describe
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.images import Photo, workers
@@ -30,6 +32,7 @@ from distilltool.train import Data, Outcome
 MIN_IMAGES = 32
 MIN_HELD = 24
 MAX_HELD = 1000
+DESCRIBED = 64  # images described at once
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
 
@@ -108,6 +111,32 @@ def distill(
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
     _finish(student, teacher, recipe, run, report, answered, held)
     return report
+
+
+def describer(backbone: Backbone, seen_by: Preprocess, longer: int, progress: Progress) -> Describe | None:
+    """What a pretrained student makes of images, for choosing which to ask about; None where it starts from scratch.
+
+    seen_by: the teacher's preprocessing. longer: side of the student's images, in pixels.
+    """
+    if backbone.start == "scratch":
+        return None
+
+    def describe(photos: Sequence[Photo]) -> NDArray[np.float32]:
+        student = Student(backbone, 0, bias=False)
+        torch.set_num_threads(workers())
+        how = seen_by.at(working_size(seen_by.size, longer))
+        blank = np.zeros((*how.size, 3), np.uint8)  # what cannot be read any more is found out when it is asked about
+        ready = images.ahead(photos, lambda photo: images.prepare(photo.path, how))
+        found = (blank if isinstance(one, str) else one for one in ready)
+        parts = [np.zeros((0, student.dim), np.float32)]
+        progress.begin("describing the images", len(photos), "images")
+        while some := list(islice(found, DESCRIBED)):
+            parts.append(embed(student, np.stack(some)))
+            progress.advance(len(some))
+        progress.end()
+        return np.concatenate(parts)
+
+    return describe
 
 
 def _say_start(start: str, spec: str, fetch: str, progress: Progress) -> None:

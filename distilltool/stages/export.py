@@ -27,8 +27,9 @@ from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
+from distilltool.runtime import open_session
 from distilltool.student import StudentCard, TorchEmbedder
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_session, open_teacher
+from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher
 
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector

@@ -10,13 +10,15 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import images
+from distilltool import images, sanity
 from distilltool.bought import BoughtTeacher, Matched
+from distilltool.choice import Choice
 from distilltool.embedder import Teacher
-from distilltool.errors import DistillError, Interrupted, Unsure
+from distilltool.errors import DistillError, Interrupted, OutOfMemory, Unsure
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
 from distilltool.ledger import Ambiguous, Ledger, unsure_claims
+from distilltool.pace import Pace
 from distilltool.progress import Progress
 from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 
@@ -41,15 +43,15 @@ def query(
     stock: Inventory,
     ledger: Ledger,
     *,
-    order: Sequence[Photo],
+    choice: Choice,
     budget: int | None,
     plan: bool,
-    batch: int,
+    batch: int | None,
     ambiguous: Ambiguous = "retry",
     price: float | None = None,
     progress: Progress,
 ) -> QueryReport:
-    """Ask about the images of `stock` that have no answer yet, in `order`, and report.
+    """Ask about the images of `stock` that have no answer yet, in the order of `choice`, and report.
 
     budget: the most the teacher may ever be asked in this ledger, from now on; None keeps the one given last.
     plan: ask about 32 images at most and forecast. ambiguous: as in `Ledger.claim`. price: of one question.
@@ -64,14 +66,15 @@ def query(
     if unsure and ambiguous == "fail":
         raise unsure_claims(len(unsure))
     left_out = unsure if ambiguous == "skip" else set()
-    missing = [photo for photo in order if photo.sha256 not in state and photo.sha256 not in left_out]
+    missing = [photo for photo in choice.order if photo.sha256 not in state and photo.sha256 not in left_out]
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress, ambiguous)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
+    now = ledger.settled(number, [photo.sha256 for photo in stock.photos])  # another process may have shared the work
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
     cached = len(state) - len(failed)
     usable = len(stock.photos) - len(failed) - len(asked.skipped)
-    pending = usable - cached - (asked.queried - asked.useless)
+    pending = max(0, usable - sum(one == "done" for one in now.values()))
     spent = ledger.spent(teacher.key.sha256)
     dim = ledger.dim(number) or teacher.dim or 0
     open_to_us = pending - len(left_out)
@@ -84,6 +87,7 @@ def query(
         images=usable,
         files=stock.files,
         duplicates=stock.duplicates,
+        near_duplicates=choice.set_aside,
         queried=asked.queried,
         cached=cached,
         pending=pending,
@@ -118,6 +122,7 @@ def bring_in(teacher: BoughtTeacher, found: Matched, stock: Inventory, ledger: L
         images=len(stock.photos),
         files=stock.files,
         duplicates=stock.duplicates,
+        near_duplicates=None,
         queried=0,
         cached=len(state),
         pending=len(stock.photos) - len(found.rows),
@@ -148,7 +153,7 @@ def ask(
     ledger: Ledger,
     number: int,
     budget: int | None,
-    batch: int,
+    batch: int | None,
     progress: Progress,
     ambiguous: Ambiguous = "retry",
 ) -> Asked:
@@ -158,17 +163,23 @@ def ask(
     room = len(photos) if budget is None else min(len(photos), budget - ledger.spent(teacher.key.sha256))
     if room <= 0:
         return Asked(queried=0, useless=0, skipped=(), seconds=0.0)
+    pace = Pace(batch, teacher.provider, teacher.batch)
+    line = _Line(teacher=teacher, ledger=ledger, number=number, pace=pace, progress=progress)
     progress.begin("asking the teacher", room, "images")
-    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * batch)
+    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * pace.largest)
     with stop_gently() as wish:
-        for at in range(0, len(photos), batch):
-            some = photos[at : at + batch]
+        at = 0
+        while at < len(photos):
+            some = photos[at : at + pace.size]
+            at += len(some)
             found = list(zip(some, islice(ready, len(some)), strict=True))
             skipped += [Skipped(path=str(photo.path), reason=it) for photo, it in found if isinstance(it, str)]
             good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
+            ledger.make_sure_of_room(len(good))
             claimed = ledger.claim(number, list(good), budget, ambiguous)
             if claimed:
-                useless += _ask_batch(teacher, {sha: good[sha] for sha in claimed}, some, ledger, number)
+                bad = line.ask({sha: good[sha] for sha in claimed})
+                useless += [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in some if photo.sha256 in bad]
             queried += len(claimed)
             progress.advance(len(claimed))
             if wish.wanted:
@@ -180,22 +191,54 @@ def ask(
     return Asked(queried=queried, useless=len(useless), skipped=(*skipped, *useless), seconds=seconds)
 
 
-def _ask_batch(
-    teacher: Teacher, arrays: dict[bytes, NDArray[np.uint8]], photos: Sequence[Photo], ledger: Ledger, number: int
-) -> list[Skipped]:
-    """One batch, claimed already; its answers are committed before this returns. Lists answers of no use."""
-    try:
-        vectors = teacher.embed(np.stack(list(arrays.values())))
-    except Unsure:  # it may have answered, and counted it: the claims stay
-        raise
-    except DistillError:  # it refused: no answer was given, none is counted
-        ledger.release(number, list(arrays))
-        raise
-    finite = np.asarray(np.isfinite(vectors).all(axis=1))
-    good = [sha for sha, ok in zip(arrays, finite, strict=True) if ok]
-    bad = [sha for sha, ok in zip(arrays, finite, strict=True) if not ok]
-    if good:
-        ledger.answer(number, good, vectors[finite], teacher.provider)
-    if bad:
-        ledger.fail(number, bad, NOT_FINITE)
-    return [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in photos if photo.sha256 in bad]
+@dataclass(kw_only=True, slots=True)
+class _Line:
+    """The line to the teacher: claimed images go out, answers are committed as they come back."""
+
+    teacher: Teacher
+    ledger: Ledger
+    number: int
+    pace: Pace
+    progress: Progress
+    checked: bool = False
+
+    def ask(self, arrays: dict[bytes, NDArray[np.uint8]]) -> set[bytes]:
+        """One batch, claimed already; its answers are committed before this returns. Names answers of no use."""
+        waiting, bad = [list(arrays)], set[bytes]()
+        try:
+            while waiting:
+                some = waiting[0]
+                began = time.perf_counter()
+                try:
+                    vectors = self.teacher.embed(np.stack([arrays[sha] for sha in some]))
+                except OutOfMemory:
+                    if len(some) == 1:
+                        raise
+                    self.pace.too_much(len(some))
+                    self.progress.note(f"{len(some)} images at once do not fit into memory; going on with half as many")
+                    waiting[:1] = [some[: len(some) // 2], some[len(some) // 2 :]]
+                    continue
+                del waiting[0]  # it was asked: whatever happens to its answers, it counts
+                self.pace.went(len(some), time.perf_counter() - began)
+                bad |= self._commit(some, vectors)
+        except Unsure:  # it may have answered, and counted it: those claims stay
+            self.ledger.release(self.number, [sha for part in waiting[1:] for sha in part])
+            raise
+        except DistillError:  # it refused, or what it said could not be kept: what was not answered is not counted
+            self.ledger.release(self.number, [sha for part in waiting for sha in part])
+            raise
+        return bad
+
+    def _commit(self, some: list[bytes], vectors: NDArray[np.float32]) -> set[bytes]:
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        good = [sha for sha, ok in zip(some, finite, strict=True) if ok]
+        bad = [sha for sha, ok in zip(some, finite, strict=True) if not ok]
+        if good:
+            self.ledger.answer(self.number, good, vectors[finite], self.teacher.provider)
+        if bad:
+            self.ledger.fail(self.number, bad, NOT_FINITE)
+        if not self.checked and len(good) >= sanity.ENOUGH:
+            self.checked = True
+            for sign in sanity.warnings(vectors[finite]):
+                self.progress.warn(sign)
+        return set(bad)

@@ -1,0 +1,129 @@
+"""An ONNX file and the files it keeps its weights in: read and hashed without being run."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from distilltool.errors import DistillError
+from distilltool.graph import MAX_NODES, tensors
+
+LIMIT = 2**31 - 1  # bytes of one protobuf message; more must lie in external data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxFile:
+    """What a file says of itself without being run. size_bytes and sha256 take in its external data."""
+
+    path: Path
+    sha256: str
+    metadata: dict[str, str]
+    size_bytes: int
+    external: tuple[Path, ...] = ()
+
+
+def read_file(path: Path) -> OnnxFile:
+    """Read a model file without running it; hash it with the external data it needs."""
+    return describe(path, read_model(path))
+
+
+def describe(path: Path, model: onnx.ModelProto) -> OnnxFile:
+    """Hash a model that is read already, with its external data."""
+    extra = external_files(path, model)
+    digest = hashlib.sha256()
+    for one in (path, *extra):
+        with one.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return OnnxFile(
+        path=path,
+        sha256=digest.hexdigest(),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        size_bytes=sum(one.stat().st_size for one in (path, *extra)),
+        external=tuple(extra),
+    )
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Parse a model file, external data left where it is; what is no model is a DistillError of one line."""
+    _check_path(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise DistillError(
+            f"{path} is no ONNX model ({first_line(error)})", "give a file written by an ONNX exporter"
+        ) from None
+    if not model.HasField("graph") or not model.graph.node:
+        raise DistillError(f"{path} is no ONNX model (it holds no graph)", "give a file written by an ONNX exporter")
+    if len(model.graph.node) > MAX_NODES:
+        raise DistillError(
+            f"{path} has {len(model.graph.node):,} nodes, more than any embedding model", "give another file"
+        )
+    return model
+
+
+def _check_path(path: Path) -> None:
+    if not path.exists():
+        raise DistillError(f"there is no file {path}", "check the path of the ONNX model")
+    if path.is_dir():
+        raise DistillError(f"{path} is a folder", "give the .onnx file itself")
+    if not path.is_file():
+        raise DistillError(f"{path} is no ordinary file", "give the .onnx file itself")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise DistillError(f"{path} is a Git LFS pointer, not the model itself", "fetch the model with: git lfs pull")
+    if path.stat().st_size > LIMIT:
+        raise DistillError(
+            f"{path} is larger than 2 GB in one file, which no ONNX reader takes",
+            "export it with external data (save_as_external_data)",
+        )
+
+
+def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The files a model keeps its weights in, in order of name; missing ones and ones elsewhere are an error.
+
+    A link beside the model may point anywhere, as model hubs keep their caches; a name may not.
+    """
+    names = {ExternalDataInfo(tensor).location for tensor in tensors(model.graph) if uses_external_data(tensor)}
+    for name in names:
+        if not _stays(name):
+            raise DistillError(
+                f"{path} wants to read {name!r}, which is outside its folder",
+                "do not trust this file: nothing was read",
+            )
+    files = [path.parent / name for name in sorted(names)]
+    missing = [one.name for one in files if not one.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DistillError(
+            f"{path} keeps its weights in {missing[0]}{more}, which is not there",
+            f"put it into {path.parent}, beside the model",
+        )
+    unread = [one.name for one in files if not os.access(one, os.R_OK)]
+    if unread:
+        raise DistillError(f"{path} keeps its weights in {unread[0]}, which cannot be read", "check its permissions")
+    return files
+
+
+def _stays(name: str) -> bool:
+    """Whether a name given in a model leads to a file in the model's folder or below it."""
+    kinds = (PurePosixPath(name), PureWindowsPath(name))
+    return (
+        bool(name)
+        and "\0" not in name
+        and not any(one.is_absolute() or one.drive or ".." in one.parts for one in kinds)
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line of bearable length."""
+    text = str(error).strip().split("\n")[0]
+    return (text[:157] + "...") if len(text) > 160 else text or type(error).__name__

@@ -1,0 +1,179 @@
+"""Find out how a model wants its images where nothing says it: probe it, pay for that, remember the outcome."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distilltool import guess, images
+from distilltool.errors import DistillError
+from distilltool.guess import Entry, Ranking
+from distilltool.images import Photo
+from distilltool.ledger import Ledger
+from distilltool.preprocess import Layout, Preprocess, merge
+from distilltool.progress import Progress
+from distilltool.teacher import OnnxEmbedder, OnnxModel, fixed_size, unknown_preprocess
+
+SHOWN = 5  # places of a ranking named in an error
+STEP = 8  # images the model is given at once
+
+
+def settle(
+    model: OnnxModel,
+    said: Sequence[Mapping[str, Any]],
+    photos: Sequence[Photo],
+    ledger: Ledger,
+    budget: int | None,
+    progress: Progress,
+) -> Preprocess:
+    """The preprocessing that the model's own answers speak for; an error with the ranking where they do not.
+
+    At most 32 images are probed, and count as asked; their answers under what is found are kept. The outcome is
+    remembered in the ledger: no model is probed twice, unless it was with too few images.
+    """
+    sha256 = model.file.sha256
+    outcome = ledger.guess(sha256, model.output)
+    if outcome is None or _worth_another_try(outcome, len(photos)):
+        outcome = _probe(model, said, photos, ledger, ledger.budget(sha256, budget), progress)
+    if not outcome["clear"]:
+        raise _unclear(model, outcome)
+    found = _merged(said, outcome["preprocess"])
+    flags = " ".join(f"--preprocess {flag}" for flag in outcome["flags"])
+    progress.note(
+        f"nothing says how {model.file.path.name} wants its images; guessed from its answers about "
+        f"{outcome['images']} images: {outcome['best']} ({_lead(outcome)}). To fix it: {flags}"
+    )
+    return found
+
+
+def look(
+    model: OnnxModel, said: Sequence[Mapping[str, Any]], pictures: Sequence[Image.Image], progress: Progress
+) -> Ranking:
+    """Rank the known conventions on a few images; nothing is paid for or remembered."""
+    layout: Layout | None = None
+    if 3 in (model.image.shape or ())[1:]:
+        layout = "NHWC" if model.layout == "NHWC" else "NCHW"
+    size = fixed_size(model.image) or next((tuple(one["size"]) for one in said if "size" in one), None)
+    tried = guess.candidates(layout, _dtype(model), size)
+    progress.begin("probing how it wants its images", 0, "images")
+
+    def embed(preprocess: Preprocess, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        embedder = OnnxEmbedder(model, preprocess)
+        step = model.batch or STEP
+        parts = list[NDArray[np.float32]]()
+        for at in range(0, len(rows), step):
+            parts.append(embedder.embed(rows[at : at + step]))
+            progress.advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    ranking = guess.rank(embed, tried, pictures)
+    progress.end()
+    return ranking
+
+
+def guessed(said: Sequence[Mapping[str, Any]], ranking: Ranking) -> Preprocess:
+    """What a clear ranking comes to, below what was said."""
+    return _merged(said, outcome_of(ranking)["preprocess"])
+
+
+def _merged(said: Sequence[Mapping[str, Any]], convention: Mapping[str, Any]) -> Preprocess:
+    found = merge([*said, {**convention, "said_by": "guessed"}])
+    assert found is not None, "a convention says how pixels are scaled"
+    return found
+
+
+def outcome_of(ranking: Ranking) -> dict[str, Any]:
+    """A ranking as JSON values."""
+    best = ranking.best
+    return {
+        "clear": ranking.clear,
+        "why": ranking.why,
+        "best": best.name,
+        "flags": list(best.flags),
+        "preprocess": {name: value for name, value in best.preprocess.to_dict().items() if name != "source"},
+        "margin": ranking.margin,
+        "lead": ranking.lead,
+        "images": ranking.images,
+        "passes": ranking.passes,
+        "ranking": [_place(entry) for entry in ranking.entries],
+        "sides": [_place(entry) for entry in ranking.sides],
+    }
+
+
+def _place(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.candidate.name,
+        "score": entry.score,
+        "images": entry.images,
+        "size": list(entry.candidate.preprocess.size),
+        "layout": entry.candidate.preprocess.layout,
+        "flags": list(entry.candidate.flags),
+        "note": entry.note,
+    }
+
+
+def _dtype(model: OnnxModel) -> Any:
+    return model.image.dtype
+
+
+def _worth_another_try(outcome: Mapping[str, Any], photos: int) -> bool:
+    """Whether it was not clear for want of images, and there are more of them now."""
+    return not outcome["clear"] and outcome["images"] < min(photos, guess.MOST)
+
+
+def _probe(
+    model: OnnxModel,
+    said: Sequence[Mapping[str, Any]],
+    photos: Sequence[Photo],
+    ledger: Ledger,
+    budget: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    chosen = sorted(photos, key=lambda photo: photo.sha256)[: guess.MOST]  # as good as drawn, and the same ones again
+    left = len(chosen) if budget is None else min(len(chosen), budget - ledger.spent(model.file.sha256))
+    if left < guess.FEWEST:
+        why = f"the budget of {budget} leaves {max(0, left)}" if left < len(chosen) else f"there are {left} here"
+        raise unknown_preprocess(model.file.path.name, f", and guessing takes {guess.FEWEST} images or more ({why})")
+    granted = ledger.reserve_guess(model.file.sha256, model.output, len(chosen), 0, budget)
+    opened = [(photo, images.decode(photo.path)) for photo in chosen[:granted]]
+    good = [(photo, picture) for photo, picture in opened if not isinstance(picture, str)]
+    ranking = look(model, said, [picture for _, picture in good], progress)
+    outcome = outcome_of(ranking)
+    if ranking.clear:
+        _keep(model, said, outcome, good, ledger)
+    ledger.keep_guess(model.file.sha256, model.output, granted, ranking.passes, outcome)
+    return outcome
+
+
+def _keep(
+    model: OnnxModel,
+    said: Sequence[Mapping[str, Any]],
+    outcome: Mapping[str, Any],
+    good: Sequence[tuple[Photo, Image.Image]],
+    ledger: Ledger,
+) -> None:
+    """Put the probed images' answers under what was found into the ledger: they are paid for already."""
+    found = _merged(said, outcome["preprocess"])
+    embedder = OnnxEmbedder(model, found)
+    for at in range(0, len(good), STEP):
+        some = good[at : at + STEP]
+        vectors = embedder.embed(np.stack([found.prepare(picture) for _, picture in some]))
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        kept = [photo.sha256 for (photo, _), ok in zip(some, finite, strict=True) if ok]
+        if kept:
+            ledger.answer(ledger.teacher(embedder.key), kept, vectors[finite], embedder.provider, bought=True)
+
+
+def _unclear(model: OnnxModel, outcome: Mapping[str, Any]) -> DistillError:
+    places = [f"{one['name']} {one['score']:.2f}" for one in outcome["ranking"][:SHOWN] if one["score"] is not None]
+    seen = f", and guessing from {outcome['images']} images is not clear: {', '.join(places)} ({outcome['why']})"
+    return unknown_preprocess(model.file.path.name, seen)
+
+
+def _lead(outcome: Mapping[str, Any]) -> str:
+    others = [one for one in outcome["ranking"][1:] if one["score"] is not None]
+    if outcome["margin"] is None or not others:
+        return "nothing else comes near"
+    return f"{outcome['margin']:.1f} standard errors ahead of {others[0]['name']}"

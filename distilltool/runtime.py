@@ -1,0 +1,100 @@
+"""onnxruntime: sessions on the device that was asked for, or an error; never on another one in silence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime as ort
+import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
+
+from distilltool.errors import DistillError
+from distilltool.onnx_file import first_line
+
+# what onnxruntime raises when it refuses or fails: a dozen classes of its own without a common base
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    MemoryError,
+    *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+DEVICES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "dml": "DmlExecutionProvider",
+}
+WHEELS = {
+    "cuda": "onnxruntime-gpu",
+    "tensorrt": "onnxruntime-gpu",
+    "openvino": "onnxruntime-openvino",
+    "dml": "onnxruntime-directml",
+    "coreml": "onnxruntime on macOS",
+}
+NO_MEMORY = (
+    "failed to allocate",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "memory exhausted",
+    "cudaerrormemory",
+)
+
+
+def open_session(
+    model: Path | bytes, threads: int, device: str = "cpu", folder: Path | None = None
+) -> ort.InferenceSession:
+    """Start onnxruntime on a device; a model it refuses and a device that is not there are a DistillError.
+
+    model: a file, or a serialised model whose external data lies in `folder`. threads: of the CPU, also for what a
+    device leaves to it.
+    """
+    provider = _provider(device)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    name = str(model) if isinstance(model, Path) else "the model"
+    try:
+        session = ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=_with_helpers(provider)
+        )
+    except RUNTIME_ERRORS as error:
+        raise DistillError(
+            f"onnxruntime cannot run {name}{'' if device == 'cpu' else ' on ' + device} ({first_line(error)})",
+            "check it with onnx.checker; custom operators are not supported",
+        ) from None
+    got = str(session.get_providers()[0])
+    if got != provider:
+        raise DistillError(
+            f"--device {device} was asked for, but onnxruntime would run {name} with {got}",
+            "check the device's driver and libraries, or use --device cpu",
+        )
+    return session
+
+
+def _provider(device: str) -> str:
+    """onnxruntime's name for a device, checked against what this build of it has."""
+    if device not in DEVICES:
+        raise DistillError(f"there is no device {device!r}", f"use --device {'|'.join(DEVICES)}")
+    if device in ("cuda", "tensorrt"):
+        preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
+        if preload is not None and DEVICES[device] in ort.get_available_providers():
+            preload()  # CUDA and cuDNN from the packages beside us, where the system has none
+    if DEVICES[device] not in ort.get_available_providers():
+        raise DistillError(
+            f"--device {device}: this onnxruntime is built without {DEVICES[device]}",
+            f"install {WHEELS.get(device, 'another onnxruntime')} in place of onnxruntime, or use --device cpu",
+        )
+    return DEVICES[device]
+
+
+def _with_helpers(provider: str) -> list[str]:
+    """The provider, then the one it hands over to what it cannot do; onnxruntime adds the CPU by itself."""
+    return [provider, "CUDAExecutionProvider"] if provider == "TensorrtExecutionProvider" else [provider]
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error of a run means that it wanted more memory than there was."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in NO_MEMORY)
