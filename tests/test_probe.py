@@ -97,10 +97,10 @@ def textures(tmp_path: Path) -> Path:
     folder = tmp_path / "imgs"
     folder.mkdir()
     for number in range(COUNT):
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng(600 + number)
         palette = rng.integers(0, 256, (4, 3))
         specks = palette[rng.integers(0, 4, (48, 64))].repeat(2, 0).repeat(2, 1).astype(np.uint8)
-        Image.fromarray(specks).save(folder / f"{number:02d}.png")
+        Image.fromarray(specks).save(folder / f"{number:02d}.bmp")
     return folder
 
 
