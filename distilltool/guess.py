@@ -444,8 +444,8 @@ def _told(colour: _Lead) -> bool:
 
 
 def _by_colour(candidates: Sequence[Candidate], first: Candidate, colour: _Lead) -> Candidate:
-    """The first in the order of colours that noise tells."""
-    swapped = _told(colour) and colour.lead < 0
+    """The first in the order of colours that noise tells; 0 to 255 comes in both, so there the likelier is named."""
+    swapped = colour.lead < 0 and (_told(colour) or first.family == "raw")
     return next((one for one in candidates if swapped and _twins(one, first)), first)
 
 
