@@ -2,7 +2,7 @@
 
     python benchmarks/selection.py TEACHER TRAIN VAL --preprocess tf --student timm:mobilenetv2_100 \\
         --weights mobilenetv2.safetensors --work WORK --json benchmarks/results/selection.json
-    python benchmarks/selection.py ... --steps 150 --budgets 0.1 --selects random cluster    # trains with `drd` as well
+    python benchmarks/selection.py ... --steps 150 --budgets 0.1 --selects random cluster    # trains a student instead
 
 Copies, re-encoded, resized, cropped or brightened, are planted until they are 40 % of the folder; every image is asked
 about once into a ledger in WORK that all arms share, and the choosing is told that nothing is answered yet. Retention
@@ -133,7 +133,7 @@ def trained(args: argparse.Namespace, val: Known, photos: list[Photo], seed: int
     report = distilltool.distill(
         args.teacher,
         run / "images",
-        recipe="drd",
+        recipe=args.recipe,
         out=run / "run",
         student=args.student,
         weights=args.weights,
@@ -149,7 +149,7 @@ def trained(args: argparse.Namespace, val: Known, photos: list[Photo], seed: int
     )
     student = distilltool.load_student(run / "run")
     rows, _ = images.load([photo.path for photo in val.photos], student.preprocess)
-    found = figures(val, student.embed(rows), in_space=False)
+    found = figures(val, student.embed(rows), in_space=report.student.space == "teacher")
     return {**found, "steps": report.steps, "best step": report.best_step, "seconds": round(report.seconds, 1)}
 
 
@@ -204,6 +204,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--selects", nargs="+", default=["random", "unfiltered", "coverage", "cluster"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.1, 0.25, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipe", default="drd")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--set", action="append", default=[], help="of the recipe, as in `distill`")
@@ -220,7 +221,7 @@ def main() -> None:
     train = know(args, folder, args.work / "ledger.sqlite")
     val = know(args, args.val, args.work / "evaluation.sqlite")
     kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}
-    student = " ".join(["drd", str(args.steps), *args.set]) if args.steps else "closed form"
+    student = " ".join([args.recipe, str(args.steps), *args.set]) if args.steps else "closed form"
     done = {(row["student"], row["share"], row["select"], row["seed"]) for row in kept["rows"]}
     for seed in args.seeds:
         for share in args.budgets:
