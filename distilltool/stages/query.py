@@ -22,6 +22,7 @@ from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 
 PROBES = 32
 NOT_FINITE = "the teacher's answer is not finite"
+AHEAD_BYTES = 2**29  # of prepared images waiting for the teacher
 ROW_OVERHEAD = 160  # bytes of an answer in SQLite beyond its vector: key, state, index entry
 
 
@@ -115,7 +116,9 @@ def ask(
     pace = Pace(batch, teacher.provider, teacher.batch)
     line = _Line(teacher=teacher, ledger=ledger, number=number, pace=pace, progress=progress)
     progress.begin("asking the teacher", room, "images")
-    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * pace.largest)
+    ready = images.ahead(
+        photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=_depth(teacher, pace.largest)
+    )
     with stop_gently() as wish:
         at = 0
         while at < len(photos):
@@ -139,6 +142,12 @@ def ask(
     return Asked(queried=queried, useless=len(useless), skipped=(*skipped, *useless), seconds=seconds)
 
 
+def _depth(teacher: Teacher, largest: int) -> int:
+    """How many prepared images to hold: four of the largest batches, as far as they are no burden on memory."""
+    height, width = teacher.preprocess.size
+    return max(largest, min(4 * largest, AHEAD_BYTES // (3 * height * width)))
+
+
 @dataclass(kw_only=True, slots=True)
 class _Line:
     """The line to the teacher: claimed images go out, answers are committed as they come back."""
@@ -159,7 +168,7 @@ class _Line:
                 began = time.perf_counter()
                 try:
                     vectors = self.teacher.embed(np.stack([arrays[sha] for sha in some]))
-                except OutOfMemory:
+                except (OutOfMemory, MemoryError):
                     if len(some) == 1:
                         raise
                     self.pace.too_much(len(some))
@@ -168,7 +177,7 @@ class _Line:
                     continue
                 self.pace.went(len(some), time.perf_counter() - began)
                 bad |= self._commit(some, vectors)
-        except DistillError:  # it refused: no answer was given, none is counted
+        except (DistillError, MemoryError):  # it refused: no answer was given, none is counted
             self.ledger.release(self.number, list(arrays))
             raise
         return bad
