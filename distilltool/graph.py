@@ -142,7 +142,8 @@ class Graph:
         return [one for one in self.inputs if one.name in seen]
 
     def shapes(self, image: str, size: tuple[int, int] | None, layout: str) -> dict[str, Value]:
-        """Shapes of all tensors for one image (or the graph's own fixed batch) of this size, as far as inferable."""
+        """Shapes of all tensors but weights, for one image (or the graph's own fixed batch) of this size, as far as
+        they can be inferred."""
         bare = onnx.ModelProto()
         bare.CopyFrom(_bare(self.model))
         for one in bare.graph.input:
@@ -152,7 +153,8 @@ class Graph:
         except Exception:  # a graph that is wrong in itself: what is declared is all there is to know
             inferred = bare
         graph = inferred.graph
-        return {one.name: _value(one) for one in (*graph.input, *graph.value_info, *graph.output)}
+        known = (*graph.input, *graph.value_info, *graph.output)
+        return {one.name: _value(one) for one in known if one.name not in self.weights}
 
     def cost(self, output: str, shapes: Mapping[str, Value]) -> Cost:
         """Floating-point operations that an output takes, with these shapes."""
@@ -264,7 +266,8 @@ def _held(node: onnx.NodeProto) -> TensorProto | None:
         if one.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = TensorProto.FLOAT if "float" in one.name else TensorProto.INT64
             value = np.asarray(helper.get_attribute_value(one))
-            return helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
+            tensor: TensorProto = helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
+            return tensor
     return None
 
 

@@ -52,15 +52,51 @@ class Inventory:
     of_path: tuple[bytes, ...]
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+
+
 def workers() -> int:
     """Processors this process may really use, by affinity and by the container's quota; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else min(allowed, max(1, int(quota)))  # a thread more would wait for its turn
+
+
+def cpu_quota(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Processors' worth of time the control groups of this process may use, the tightest counting; None without one.
+
+    Version 2 says it in cpu.max, version 1 in cpu.cfs_quota_us (Linux kernel, admin-guide/cgroup-v2 and
+    scheduler/sched-bwc). Groups above count too, as far as they can be seen.
+    """
+    found = [quota for folder in _groups(root, membership) if (quota := _quota(folder)) is not None]
+    return min(found, default=None)
+
+
+def _groups(root: Path, membership: Path) -> Iterator[Path]:
+    """Folders of the groups this process is in, with those above them."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        allowed = min(allowed, max(1, int(quota) // int(period))) if quota != "max" else allowed
-    except (OSError, ValueError):
-        pass  # no such control group: affinity is all there is
-    return allowed
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in [*lines, "0::/"]:
+        _, kinds, path = (line.split(":", 2) + ["", ""])[:3]
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts or (kinds and "cpu" not in kinds.split(",")):
+            continue
+        for top in (root,) if not kinds else (root / kinds, root / "cpu"):
+            yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def _quota(folder: Path) -> float | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = " ".join((folder / name).read_text() for name in names).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # no such file, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return None
 
 
 def find(root: Path) -> list[Path]:

@@ -143,6 +143,24 @@ def inside(path: Path, names: Sequence[str]) -> list[Path]:
     return files
 
 
+def settle_external(model: onnx.ModelProto, path: Path) -> Path:
+    """Name a model's external files by where they really are; returns the folder that the names start from.
+
+    onnxruntime follows no link out of a model's folder, as which model hubs keep their files; `external_files` has
+    judged the names before.
+    """
+    kept = [tensor for tensor in tensors(model.graph) if uses_external_data(tensor)]
+    real = {name: (path.parent / name).resolve() for name in {ExternalDataInfo(tensor).location for tensor in kept}}
+    if not real:
+        return path.absolute().parent
+    folder = Path(os.path.commonpath([one.parent for one in real.values()]))
+    for tensor in kept:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = real[entry.value].relative_to(folder).as_posix()
+    return folder
+
+
 def _stays(name: str) -> bool:
     """Whether a name given in a model leads to a file in the model's folder or below it."""
     kinds = (PurePosixPath(name), PureWindowsPath(name))

@@ -250,9 +250,9 @@ def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choic
         return None
     known = shapes.get(name)
     several = known is not None and known.shape is not None and len(sides(known.shape)) > 1
-    if several and not found.pooled:
-        return None
-    classes = f"{found.classes} classes" + ("; averaged over its places, as the scores are" if several else "")
+    if several and not found.pooled and (known is None or len(known.shape or ()) != 4):
+        return None  # tokens without an average behind them: no one of them is the vector
+    classes = f"{found.classes} classes" + ("; averaged over its places" if several else "")
     layer = "last layer" if found.heads == 1 else "first of two last layers"
     return Choice(
         tensor=name,

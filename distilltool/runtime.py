@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
@@ -55,17 +56,22 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if device != "cpu":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     name = str(model) if isinstance(model, Path) else "the model"
     try:
         session = ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=_with_helpers(provider)
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=_with_helpers(provider, threads),
+            enable_fallback=0,  # it would print to stdout and go on with the CPU
         )
     except RUNTIME_ERRORS as error:
         raise DistillError(
             f"onnxruntime cannot run {name}{'' if device == 'cpu' else ' on ' + device} ({first_line(error)})",
             "check it with onnx.checker; custom operators are not supported",
         ) from None
-    got = str(session.get_providers()[0])
+    got = _really_runs(session, provider)
     if got != provider:
         raise DistillError(
             f"--device {device} was asked for, but onnxruntime would run {name} with {got}",
@@ -90,9 +96,26 @@ def _provider(device: str) -> str:
     return DEVICES[device]
 
 
-def _with_helpers(provider: str) -> list[str]:
+def _with_helpers(provider: str, threads: int) -> list[str | tuple[str, dict[str, str]]]:
     """The provider, then the one it hands over to what it cannot do; onnxruntime adds the CPU by itself."""
+    if provider == "OpenVINOExecutionProvider":  # it has threads of its own, as many as the host has processors
+        return [(provider, {"num_of_threads": str(threads)})]
     return [provider, "CUDAExecutionProvider"] if provider == "TensorrtExecutionProvider" else [provider]
+
+
+def _really_runs(session: ort.InferenceSession, provider: str) -> str:
+    """The provider that the session runs with: one that is there, but was given no part of the graph, is not it."""
+    first = str(session.get_providers()[0])
+    assigned: Callable[[], Any] | None = getattr(session, "get_provider_graph_assignment_info", None)
+    if first != provider or assigned is None or provider == DEVICES["cpu"]:
+        return first
+    takers = {str(part.ep_name) for part in assigned()}
+    return provider if not takers or takers & {provider, *_named(provider)} else sorted(takers)[0]
+
+
+def _named(provider: str) -> list[str]:
+    """The providers a device's own may hand its work to without leaving the device."""
+    return ["CUDAExecutionProvider"] if provider == "TensorrtExecutionProvider" else []
 
 
 def is_memory(error: Exception) -> bool:

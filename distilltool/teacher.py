@@ -17,7 +17,15 @@ from distilltool.graph import Graph, Shape, Value
 from distilltool.images import workers
 from distilltool.isolate import Child
 from distilltool.ledger import TeacherKey
-from distilltool.onnx_file import OnnxFile, check_path, describe, first_line, read_file, read_model
+from distilltool.onnx_file import (
+    OnnxFile,
+    check_path,
+    describe,
+    first_line,
+    read_file,
+    read_model,
+    settle_external,
+)
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
 from distilltool.roles import Choice, choose, image_inputs, input_role, is_pair_scorer, said_by_head
 from distilltool.runtime import RUNTIME_ERRORS, is_memory, open_session
@@ -311,8 +319,11 @@ def open_model(
     choice = choose(graph, image.name, shapes, options.output, options.pool)
     feeds = _settings(path, graph, choice, image, options.inputs)
     whole = {one.name for one in graph.outputs} >= {choice.tensor} and len(graph.inputs) == 1 + len(feeds)
-    source = path if whole else graph.cut(choice.tensor).SerializeToString()
-    session = open_session(source, threads or workers(), options.device, None if whole else path.absolute().parent)
+    whole = whole and not any(one.is_symlink() for one in file.external)
+    part = None if whole else graph.cut(choice.tensor)
+    folder = settle_external(part, path) if part is not None else None
+    source = path if part is None else part.SerializeToString()
+    session = open_session(source, threads or workers(), options.device, folder)
     return OnnxModel(
         file=file,
         choice=choice,

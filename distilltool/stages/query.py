@@ -25,6 +25,7 @@ from distilltool.report import PlanReport, QueryReport, Skipped, TeacherReport
 PROBES = 32
 NOT_FINITE = "the teacher's answer is not finite"
 CHUNK = 4096  # bought answers in one transaction
+AHEAD_BYTES = 2**29  # of prepared images waiting for the teacher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +166,9 @@ def ask(
     pace = Pace(batch, teacher.provider, teacher.batch)
     line = _Line(teacher=teacher, ledger=ledger, number=number, pace=pace, progress=progress)
     progress.begin("asking the teacher", room, "images")
-    ready = images.ahead(photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=4 * pace.largest)
+    ready = images.ahead(
+        photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=_depth(teacher, pace.largest)
+    )
     with stop_gently() as wish:
         at = 0
         while at < len(photos):
@@ -190,6 +193,12 @@ def ask(
     return Asked(queried=queried, useless=len(useless), skipped=(*skipped, *useless), seconds=seconds)
 
 
+def _depth(teacher: Teacher, largest: int) -> int:
+    """How many prepared images to hold: four of the largest batches, as far as they are no burden on memory."""
+    height, width = teacher.preprocess.size
+    return max(largest, min(4 * largest, AHEAD_BYTES // (3 * height * width)))
+
+
 @dataclass(kw_only=True, slots=True)
 class _Line:
     """The line to the teacher: claimed images go out, answers are committed as they come back."""
@@ -210,7 +219,7 @@ class _Line:
                 began = time.perf_counter()
                 try:
                     vectors = self.teacher.embed(np.stack([arrays[sha] for sha in some]))
-                except OutOfMemory:
+                except (OutOfMemory, MemoryError):
                     if len(some) == 1:
                         raise
                     self.pace.too_much(len(some))
@@ -223,7 +232,10 @@ class _Line:
         except Unsure:  # it may have answered, and counted it: those claims stay
             self.ledger.release(self.number, [sha for part in waiting[1:] for sha in part])
             raise
-        except DistillError:  # it refused, or what it said could not be kept: what was not answered is not counted
+        except (
+            DistillError,
+            MemoryError,
+        ):  # it refused, or what it said could not be kept: what was not answered is not counted
             self.ledger.release(self.number, [sha for part in waiting for sha in part])
             raise
         return bad
