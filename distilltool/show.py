@@ -1,8 +1,6 @@
 """The only file that prints: progress, tables and errors go to stderr, JSON to stdout."""
 
-import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
+from distilltool.names import json_text, printable
 
 SKIPPED_SHOWN = 5
 LABELS = {
@@ -77,7 +76,7 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=total, rate="", detail="")
+            self._task = self._bar.add_task(_safe(what), total=total, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work
@@ -85,10 +84,10 @@ class Show:
             return
         work.done += amount
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=amount, rate=work.rate(), detail=escape(detail))
+            self._bar.update(self._task, advance=amount, rate=work.rate(), detail=_safe(detail))
         elif time.monotonic() - work.said > SILENCE:
             work.said = time.monotonic()
-            self._console.print(escape(work.line(detail)), soft_wrap=True)
+            self._console.print(_safe(work.line(detail)), soft_wrap=True)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -97,22 +96,20 @@ class Show:
 
     def note(self, message: str) -> None:
         if not self._quiet:
-            self._console.print(escape(message), style="dim")
+            self._console.print(_safe(message), style="dim")
 
     def warn(self, message: str) -> None:
         if not self._quiet:
-            self._console.print(f"[yellow]warning:[/] {escape(message)}")
+            self._console.print(f"[yellow]warning:[/] {_safe(message)}")
 
     def error(self, error: DistillError) -> None:
         self.end()
-        self._console.print(
-            f"[red]error:[/] {escape(_printable(error.message))}: {escape(_printable(error.fix))}", soft_wrap=True
-        )
+        self._console.print(f"[red]error:[/] {_safe(error.message)}: {_safe(error.fix)}", soft_wrap=True)
 
     def interrupted(self, kept: str) -> None:
         self.end()
         self._console.print(
-            f"[yellow]stopped:[/] {escape(kept or 'what was finished is kept; the same command goes on')}",
+            f"[yellow]stopped:[/] {_safe(kept or 'what was finished is kept; the same command goes on')}",
             soft_wrap=True,
         )
 
@@ -134,8 +131,7 @@ class Show:
         if self._json:
             from distilltool.report import to_json
 
-            json.dump(to_json(result), sys.stdout, ensure_ascii=False, allow_nan=False)
-            print()
+            print(json_text(to_json(result), allow_nan=False))
         elif not self._quiet:
             from distilltool import report
 
@@ -166,7 +162,7 @@ class Show:
                 f"{found.pending:,}"
                 + (" (raise --budget to ask about them)" if found.budget and not found.plan else ""),
             )
-        table.add_row("ledger", escape(found.store))
+        table.add_row("ledger", _safe(found.store))
         if found.plan is not None:
             plan = found.plan
             table.add_row(
@@ -182,8 +178,8 @@ class Show:
         student = found.student
         table.add_row(
             "student",
-            f"{escape(student.spec)}, {student.params / 1e6:.2f} M parameters, "
-            f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {escape(student.start)}",
+            f"{_safe(student.spec)}, {student.params / 1e6:.2f} M parameters, "
+            f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {_safe(student.start)}",
         )
         table.add_row("asked", f"{found.queries['new']:,} now, {found.queries['spent']:,} ever")
         table.add_row(
@@ -196,19 +192,19 @@ class Show:
         table.add_row(
             "Spearman", f"{_interval(found.fidelity.spearman)}, undistilled {found.undistilled.spearman.value:.3f}"
         )
-        table.add_row("run", escape(found.run))
+        table.add_row("run", _safe(found.run))
         self._console.print(table)
-        self._console.print(f"[bold]{escape(found.verdict)}[/]")
+        self._console.print(f"[bold]{_safe(found.verdict)}[/]")
 
     def _eval(self, found: Any) -> None:
         counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
-        self._console.print(f"[bold]{escape(Path(found.data).name)}: {counts}[/]")
+        self._console.print(f"[bold]{_safe(Path(found.data).name)}: {counts}[/]")
         table = Table()
         teacher, *students = found.models
         table.add_column("", no_wrap=True)
         table.add_column("teacher", justify="right")
         for model in students:
-            table.add_column(escape(model.name), justify="right", overflow="fold")
+            table.add_column(_safe(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
             cells = [_interval(one.metrics[name]) for one in found.models]
             table.add_row(LABELS[name], *cells)
@@ -259,10 +255,10 @@ class Show:
         )
         if variant.status == "accepted":
             self._console.print(
-                f"[green]shipped[/] {escape(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
+                f"[green]shipped[/] {_safe(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
             )
         else:
-            self._console.print(f"[red]rejected[/] {variant.precision}: {escape(variant.reason)}; nothing was shipped")
+            self._console.print(f"[red]rejected[/] {variant.precision}: {_safe(variant.reason)}; nothing was shipped")
 
     def _export_quality(self, table: Table, evaluation: dict[str, Any]) -> None:
         teacher, student = evaluation["models"][:2]
@@ -271,13 +267,13 @@ class Show:
             if key in student["metrics"]:
                 kept = student["retention"][key]
                 table.add_row(
-                    f"{LABELS[key]} {escape(data)}",
+                    f"{LABELS[key]} {_safe(data)}",
                     _figure(teacher["metrics"][key]["value"]),
                     _figure(student["metrics"][key]["value"]),
                     _percent_of(kept) + " kept",
                 )
         table.add_row(
-            f"top-10 {escape(data)}",
+            f"top-10 {_safe(data)}",
             "",
             _figure(student["fidelity"]["overlap@10"]["value"]),
             "of the teacher's neighbours",
@@ -286,12 +282,12 @@ class Show:
     def _recipes(self, found: dict[str, Any]) -> None:
         table = _facts()
         for one in found["recipes"]:
-            table.add_row(one.name, escape(one.description))
+            table.add_row(one.name, _safe(one.description))
         self._console.print(table)
 
     def _skipped(self, skipped: Sequence[Any]) -> None:
         for one in skipped[:SKIPPED_SHOWN]:
-            self._console.print(f"[yellow]skipped[/] {escape(_printable(one.path))}: {escape(_printable(one.reason))}")
+            self._console.print(f"[yellow]skipped[/] {_safe(one.path)}: {_safe(one.reason)}")
         if len(skipped) > SKIPPED_SHOWN:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
 
@@ -315,9 +311,9 @@ def _facts() -> Table:
     return table
 
 
-def _printable(text: str) -> str:
-    """File names and messages without control characters, so that none reaches the terminal as a command."""
-    return "".join(char if char.isprintable() else "�" for char in text)
+def _safe(text: str) -> str:
+    """A text of others as it may stand in markup and reach a terminal."""
+    return escape(printable(text))
 
 
 def _interval(value: Any) -> str:
