@@ -49,6 +49,8 @@ from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
+NAME = 48  # letters taken over into a file's name, which may have 255 bytes
+
 if TYPE_CHECKING:
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
@@ -180,7 +182,7 @@ def distill(
     embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
     if input_size is None and not any(change.startswith("student.input") for change in changes):
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
-    run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name}-{chosen.name}")
+    run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name[:NAME]}-{chosen.name}")
     stock = taken()
     start = Start(
         input=chosen.student.input,
@@ -279,7 +281,7 @@ def evaluate(
         if run is not None:
             alone = replace(report, models=(report.models[0], model))
             place = hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]
-            write_json(run.evaluations / f"{Path(data).stem}-{place}.json", to_json(alone))
+            write_json(run.evaluations / f"{Path(data).stem[:NAME]}-{place}.json", to_json(alone))
     return report
 
 

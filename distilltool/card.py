@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distilltool.names import printable
 from distilltool.report import ExportReport, to_json
 from distilltool.student import StudentCard
 
@@ -12,11 +13,12 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
     made, teacher, variant = manifest["report"], manifest["teacher"], report.variants[0]
     fidelity = made["fidelity"]
     height, width = card.input
+    name = _quiet(report.teacher["name"])
     lines = [
-        f"# {report.teacher['name']} → {card.spec}",
+        f"# {name} → {card.spec}",
         "",
         f"A compact image-embedding model distilled with distilltool's recipe `{made['recipe']}` from "
-        f"`{report.teacher['name']}`. {made['verdict'][:1].upper()}{made['verdict'][1:]}.",
+        f"`{name}`. {made['verdict'][:1].upper()}{made['verdict'][1:]}.",
         "",
         "| | |",
         "|---|---|",
@@ -61,6 +63,11 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
     return "\n".join(lines)
 
 
+def _quiet(name: str) -> str:
+    """A file's name as it may stand in Markdown, also between backticks."""
+    return "".join("_" if char in "`|<>[]#*" else char for char in printable(name))
+
+
 def _space(card: StudentCard) -> str:
     if card.space == "teacher":
         return "the teacher's: its vectors may be compared with vectors the teacher made"
@@ -84,7 +91,7 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
     ]
     found.append(f"overlap@10 {_interval(student['fidelity']['overlap@10'])}")
     return (
-        f"- `{Path(evaluation['data']).name}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
+        f"- `{_quiet(Path(evaluation['data']).name)}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
         f"{evaluation['gallery']:,} gallery images): " + "; ".join(found)
     )
 

@@ -9,8 +9,10 @@ is what is deployed, to the pixel.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,19 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 80_000_000  # below Pillow's own limit, so that a bomb is refused before it is unpacked
+LARGE_PIXELS = 20_000_000  # where it matters how many are in memory at once
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-def open_rgb(source: str | Path | bytes, least: int = 0) -> Image.Image:
+def open_rgb(
+    source: str | Path | bytes, least: int = 0, one_large: AbstractContextManager[Any] | None = None
+) -> Image.Image:
     """Decode one image (the first frame) upright and in RGB; transparency is laid on white.
 
     least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as no side gets shorter than
-    this, which is several times faster; 0 is always the whole size.
+    this, which is several times faster; 0 is always the whole size. one_large: held while an image of more than 20
+    million pixels is in memory, a lock between threads.
     Raises OSError where the bytes are no complete image of a known format, ValueError where it is too large.
     """
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -37,20 +43,21 @@ def open_rgb(source: str | Path | bytes, least: int = 0) -> Image.Image:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
         if least:
             image.draft("RGB", (least, least))
-        image.load()  # a TIFF is turned upright by this, and loses its tag
-        turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
-        rgb = to_rgb(image)
-    return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
+        with one_large if one_large and image.width * image.height > LARGE_PIXELS else nullcontext():
+            image.load()  # a TIFF is turned upright by this, and loses its tag
+            turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
+            rgb = to_rgb(image)
+            return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any Pillow mode to RGB, 8 bits a channel."""
     if image.mode.startswith("I"):  # 16-bit grey, the only integers that photographs come in
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         wide = image.mode.startswith("I;16") or bool(values.max(initial=0) > 255)
         image = Image.fromarray((values >> 8 if wide else values).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
-        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(np.nan_to_num(np.asarray(image).clip(0, 255)).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -76,6 +83,7 @@ class Student:
     """An exported student: image files in, unit vectors out."""
 
     def __init__(self, model: str | Path, threads: int = 0) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it reports its use, and keeps an id below HOME
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import struct
 import sys
 import threading
@@ -23,6 +24,18 @@ from distilltool.preprocess import Preprocess
 from distilltool.report import Skipped
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+ARCHIVES = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"\x28\xb5\x2f\xfd",
+)
+MAX_BYTES = 1 << 30  # of one image file; 80 million pixels of 16 bits and four channels are 0.6 GB
+LARGE = threading.Lock()  # so that bombs that stay below the limit go off one after the other
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -102,6 +115,7 @@ def _quota(folder: Path) -> float | None:
 def find(root: Path) -> list[Path]:
     """Image files below a folder in order of path; hidden ones are left out. A single file is itself."""
     if root.is_file():
+        _refuse_archive(root)
         return [root]
     if not root.is_dir():
         raise DistillError(f"there is no folder {root}", "give the folder that holds the images")
@@ -114,6 +128,17 @@ def find(root: Path) -> list[Path]:
     if not found:
         raise DistillError(f"there is no image in {root}", f"the endings that count are {' '.join(sorted(SUFFIXES))}")
     return sorted(found)
+
+
+def _refuse_archive(path: Path) -> None:
+    """An archive is no folder: unpacking it is for tools that guard against what names in it can do."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return  # taking stock will say so
+    if head.startswith(ARCHIVES) or head[257:262] == b"ustar":
+        raise DistillError(f"{path} is an archive", "unpack it first and give the folder; nothing was unpacked")
 
 
 def take_stock(paths: Sequence[Path]) -> Inventory:
@@ -149,16 +174,33 @@ def digest_of(hashes: Iterable[bytes]) -> str:
 
 
 def _digest(path: Path) -> bytes | str:
+    if (odd := _odd(path)) is not None:
+        return odd
     try:
         return bytes.fromhex(digest(path))
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
+def _odd(path: Path) -> str | None:
+    """Why a file must not even be opened: reading a pipe waits for ever, a device never ends."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ValueError:
+        return "cannot be read (its name holds a NUL)"
+    if not stat.S_ISREG(found.st_mode):
+        return "is no ordinary file"
+    return "is too large to be a photograph" if found.st_size > MAX_BYTES else None
+
+
 def decode(path: Path, least: int = 0) -> Image.Image | str:
     """Decode one file to upright RGB, or say in a few words why not. least: as of `deploy.open_rgb`."""
+    if (odd := _odd(path)) is not None:
+        return odd
     try:
-        return deploy.open_rgb(path, least)
+        return deploy.open_rgb(path, least, LARGE)
     except UnidentifiedImageError:
         return "is no image of a known format"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -171,6 +213,9 @@ def decode(path: Path, least: int = 0) -> Image.Image | str:
         EOFError,
         LookupError,
         TypeError,
+        AttributeError,
+        NotImplementedError,
+        MemoryError,
         ArithmeticError,
         zlib.error,
     ) as error:

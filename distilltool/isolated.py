@@ -1,8 +1,10 @@
 """The child of `distilltool.isolate`: gives up what a model does not need, opens one file, and answers requests.
 
-Requests are {"ask": "file", "path", "memory"}: what the file says of itself; {"ask": "dissect", "path", "memory",
-"options"}: its anatomy; {"ask": "open", "path", "memory", "options", "size", "threads"}: open it to run; {"ask": "run"}
-with a batch. A further kind of question is one entry in `_answer`.
+Requests are JSON objects, see `distilltool.wire`; a further kind of question is one entry in `_answer`:
+{"ask": "file", "path", "memory"}: what the file says of itself;
+{"ask": "dissect", "path", "memory", "options"}: its anatomy;
+{"ask": "open", "path", "memory", "options", "size", "threads"}: open it to run, the facts of the model;
+{"ask": "run"} with a batch as fed: the raw output.
 
 Given up before a byte of the file is read: other processes' memory and new privileges, the network, writing, making
 and removing files, core dumps, memory beyond the limit. Each as far as the system allows it; Linux allows all.

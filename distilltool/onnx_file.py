@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from distilltool.errors import DistillError
-from distilltool.graph import MAX_NODES, tensors
+from distilltool.graph import tensors
+from distilltool.hazards import check_count, check_text
 
 EXPORT_ANEW = "export the model anew, or fetch it again"
 LIMIT = 2**31 - 1  # bytes of one protobuf message; more must lie in external data
@@ -66,10 +67,8 @@ def read_model(path: Path) -> onnx.ModelProto:
         ) from None
     if not model.HasField("graph") or not model.graph.node:
         raise DistillError(f"{path} is no ONNX model (it holds no graph)", "give a file written by an ONNX exporter")
-    if len(model.graph.node) > MAX_NODES:
-        raise DistillError(
-            f"{path} has {len(model.graph.node):,} nodes, more than any embedding model", "give another file"
-        )
+    check_text(path, model)
+    check_count(path, model)
     return model
 
 

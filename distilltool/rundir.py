@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distilltool.errors import DistillError
+from distilltool.names import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def write_bytes(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON values atomically."""
-    write_bytes(path, lambda fresh: _dump(fresh, json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+    write_bytes(path, lambda fresh: _dump(fresh, json_text(values, indent=2) + "\n"))
 
 
 def write_text(path: Path, text: str) -> None:

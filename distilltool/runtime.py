@@ -1,11 +1,16 @@
 """onnxruntime: sessions on the device that was asked for, or an error; never on another one in silence."""
 
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
+from numpy.typing import NDArray
 
 from distilltool.errors import DistillError
 from distilltool.onnx_file import first_line
@@ -14,8 +19,12 @@ from distilltool.onnx_file import first_line
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     MemoryError,
+    UnicodeDecodeError,  # from a message that quotes the file
     *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
+RUN_SECONDS = 120.0  # for one batch, at least
+IMAGE_SECONDS = 20.0  # for each image of a batch, where that is more
+STOP_SECONDS = 5.0  # for a node to end once a run is to stop
 DEVICES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -78,6 +87,69 @@ def open_session(
             "check the device's driver and libraries, or use --device cpu",
         )
     return session
+
+
+class Runner:
+    """Runs a session in a thread of its own, so that Ctrl-C reaches whoever waits, and no longer than a limit.
+
+    onnxruntime looks between two nodes whether it is to stop; one thread for all runs, as devices keep state in it.
+    """
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._waiting: SimpleQueue[_Run | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """One output for these inputs; what onnxruntime raises is raised here. DistillError beyond the limit."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=_work, args=(self._session, self._waiting), daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._waiting.put, None)
+        images = max(len(one) if one.ndim else 1 for one in feeds.values())
+        run = _Run(output, feeds)
+        self._waiting.put(run)
+        limit = max(RUN_SECONDS, IMAGE_SECONDS * images)
+        try:
+            if not run.done.wait(limit):
+                run.stop()
+                raise DistillError(
+                    f"the model was stopped: it gave no answer for a batch of {images} images in {limit:.0f} s",
+                    "use a smaller --batch, or do not trust this file",
+                )
+        except KeyboardInterrupt:
+            run.stop()
+            raise
+        if run.error is not None:
+            raise run.error
+        return np.asarray(run.found)
+
+
+class _Run:
+    """One run on its way to the thread and back."""
+
+    def __init__(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> None:
+        self.output, self.feeds = output, feeds
+        self.options = ort.RunOptions()
+        self.options.log_severity_level = 4
+        self.done = threading.Event()
+        self.found: Any = None
+        self.error: BaseException | None = None
+
+    def stop(self) -> None:
+        """Ask onnxruntime to stop, and give it a moment to."""
+        self.options.terminate = True
+        self.done.wait(STOP_SECONDS)
+
+
+def _work(session: ort.InferenceSession, waiting: "SimpleQueue[_Run | None]") -> None:
+    while (run := waiting.get()) is not None:
+        try:
+            run.found = session.run([run.output], dict(run.feeds), run.options)[0]
+        except BaseException as error:
+            run.error = error
+        run.done.set()
+        del run  # its arrays are the taker's alone
 
 
 def _provider(device: str) -> str:

@@ -1,8 +1,6 @@
 """The only file that prints: progress, tables and errors go to stderr, JSON to stdout."""
 
-import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
+from distilltool.names import json_text, printable
 
 SKIPPED_SHOWN = 5
 LABELS = {
@@ -79,7 +78,7 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(escape(what), total=total or None, rate="", detail="")
+            self._task = self._bar.add_task(_safe(what), total=total or None, rate="", detail="")
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work
@@ -87,10 +86,10 @@ class Show:
             return
         work.done += amount
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=amount, rate=work.rate(), detail=escape(detail))
+            self._bar.update(self._task, advance=amount, rate=work.rate(), detail=_safe(detail))
         elif time.monotonic() - work.said > SILENCE:
             work.said = time.monotonic()
-            self._console.print(escape(work.line(detail)), soft_wrap=True)
+            self._console.print(_safe(work.line(detail)), soft_wrap=True)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -99,22 +98,20 @@ class Show:
 
     def note(self, message: str) -> None:
         if not self._quiet:
-            self._console.print(escape(message), style="dim")
+            self._console.print(_safe(message), style="dim")
 
     def warn(self, message: str) -> None:
         if not self._quiet:
-            self._console.print(f"[yellow]warning:[/] {escape(message)}")
+            self._console.print(f"[yellow]warning:[/] {_safe(message)}")
 
     def error(self, error: DistillError) -> None:
         self.end()
-        self._console.print(
-            f"[red]error:[/] {escape(_printable(error.message))}: {escape(_printable(error.fix))}", soft_wrap=True
-        )
+        self._console.print(f"[red]error:[/] {_safe(error.message)}: {_safe(error.fix)}", soft_wrap=True)
 
     def interrupted(self, kept: str) -> None:
         self.end()
         self._console.print(
-            f"[yellow]stopped:[/] {escape(kept or 'what was finished is kept; the same command goes on')}",
+            f"[yellow]stopped:[/] {_safe(kept or 'what was finished is kept; the same command goes on')}",
             soft_wrap=True,
         )
 
@@ -141,8 +138,7 @@ class Show:
         if self._json:
             from distilltool.report import to_json
 
-            json.dump(to_json(result), sys.stdout, ensure_ascii=False, allow_nan=False)
-            print()
+            print(json_text(to_json(result), allow_nan=False))
         elif not self._quiet:
             from distilltool import report
 
@@ -164,10 +160,10 @@ class Show:
         size = f"{found.bytes / 1e6:,.1f} MB" + (
             f" with {len(found.external)} external files" if found.external else ""
         )
-        table.add_row("file", escape(_printable(f"{Path(found.path).name}, {size}, sha256 {found.sha256[:12]}…")))
+        table.add_row("file", _safe(f"{Path(found.path).name}, {size}, sha256 {found.sha256[:12]}…"))
         table.add_row("kind", found.kind)
         domains = ", ".join(f"{name} {version}" for name, version in found.domains.items())
-        table.add_row("format", escape(_printable(f"opset {found.opset} (IR {found.ir_version}; {domains})")))
+        table.add_row("format", _safe(f"opset {found.opset} (IR {found.ir_version}; {domains})"))
         for what, ends in (("input", found.inputs), ("output", found.outputs)):
             for one in ends:
                 table.add_row(what, _tensor(one, one.name == found.embedding))
@@ -181,22 +177,22 @@ class Show:
         self._console.print(table)
         self._skipped(found.skipped)
         for warning in found.warnings:
-            self.warn(_printable(warning))
+            self.warn(warning)
         if found.images and not found.warnings and found.problem is None:
             self._console.print(f"[green]sound[/] on {found.images} images")
         if found.problem is not None:
-            self._console.print(f"[red]error:[/] {escape(_printable(found.problem))}", soft_wrap=True)
+            self._console.print(f"[red]error:[/] {_safe(found.problem)}", soft_wrap=True)
 
     def _inspect_reading(self, table: Table, found: Any) -> None:
         """What is made of the file: embedding, preprocessing, cost."""
         if found.embedding is not None:
             pooled = "" if found.pool == "none" else f", pooled by {found.pool}"
             wide = "" if found.dim is None else f", {found.dim:,} numbers"
-            table.add_row("embedding", f"[bold]{escape(_printable(found.embedding))}[/]{wide}{pooled}")
-            table.add_row("", escape(_printable(found.why)))
+            table.add_row("embedding", f"[bold]{_safe(found.embedding)}[/]{wide}{pooled}")
+            table.add_row("", _safe(found.why))
         if found.preprocess is not None:
-            table.add_row("images", escape(_printable(found.description)))
-            table.add_row("", escape(_printable(f"said by {found.preprocess['source']}")))
+            table.add_row("images", _safe(found.description))
+            table.add_row("", _safe(f"said by {found.preprocess['source']}"))
         elif found.problem is None:
             table.add_row("images", "nothing says how they are prepared")
         table.add_row("weights", f"{found.params / 1e6:,.2f} M")
@@ -234,7 +230,7 @@ class Show:
             table.add_row(
                 "left out", f"{found.ambiguous:,} sent before without an answer (--ambiguous retry asks again)"
             )
-        table.add_row("ledger", escape(found.store))
+        table.add_row("ledger", _safe(found.store))
         if found.plan is not None:
             plan = found.plan
             table.add_row(
@@ -251,8 +247,8 @@ class Show:
         student = found.student
         table.add_row(
             "student",
-            f"{escape(student.spec)}, {student.params / 1e6:.2f} M parameters, "
-            f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {escape(student.start)}",
+            f"{_safe(student.spec)}, {student.params / 1e6:.2f} M parameters, "
+            f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {_safe(student.start)}",
         )
         table.add_row("asked", f"{found.queries['new']:,} now, {found.queries['spent']:,} ever")
         table.add_row(
@@ -265,19 +261,19 @@ class Show:
         table.add_row(
             "Spearman", f"{_interval(found.fidelity.spearman)}, undistilled {found.undistilled.spearman.value:.3f}"
         )
-        table.add_row("run", escape(found.run))
+        table.add_row("run", _safe(found.run))
         self._console.print(table)
-        self._console.print(f"[bold]{escape(found.verdict)}[/]")
+        self._console.print(f"[bold]{_safe(found.verdict)}[/]")
 
     def _eval(self, found: Any) -> None:
         counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
-        self._console.print(f"[bold]{escape(Path(found.data).name)}: {counts}[/]")
+        self._console.print(f"[bold]{_safe(Path(found.data).name)}: {counts}[/]")
         table = Table()
         teacher, *students = found.models
         table.add_column("", no_wrap=True)
         table.add_column("teacher", justify="right")
         for model in students:
-            table.add_column(escape(model.name), justify="right", overflow="fold")
+            table.add_column(_safe(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
             cells = [_interval(one.metrics[name]) for one in found.models]
             table.add_row(LABELS[name], *cells)
@@ -329,10 +325,10 @@ class Show:
         )
         if variant.status == "accepted":
             self._console.print(
-                f"[green]shipped[/] {escape(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
+                f"[green]shipped[/] {_safe(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
             )
         else:
-            self._console.print(f"[red]rejected[/] {variant.precision}: {escape(variant.reason)}; nothing was shipped")
+            self._console.print(f"[red]rejected[/] {variant.precision}: {_safe(variant.reason)}; nothing was shipped")
 
     def _export_quality(self, table: Table, evaluation: dict[str, Any]) -> None:
         teacher, student = evaluation["models"][:2]
@@ -341,13 +337,13 @@ class Show:
             if key in student["metrics"]:
                 kept = student["retention"][key]
                 table.add_row(
-                    f"{LABELS[key]} {escape(data)}",
+                    f"{LABELS[key]} {_safe(data)}",
                     _figure(teacher["metrics"][key]["value"]),
                     _figure(student["metrics"][key]["value"]),
                     _percent_of(kept) + " kept",
                 )
         table.add_row(
-            f"top-10 {escape(data)}",
+            f"top-10 {_safe(data)}",
             "",
             _figure(student["fidelity"]["overlap@10"]["value"]),
             "of the teacher's neighbours",
@@ -355,10 +351,10 @@ class Show:
 
     def _ledger_show(self, found: Any) -> None:
         for one in found.teachers:
-            self._console.print(f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.name))}", soft_wrap=True)
+            self._console.print(f"[bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=True)
             table = _facts()
-            table.add_row("output", escape(_output_of(one)))
-            table.add_row("preprocessing", escape(_printable(one.source) or "unknown"))
+            table.add_row("output", _output_of(one))
+            table.add_row("preprocessing", _safe(one.source or "unknown"))
             table.add_row("answers", f"{one.done:,} done, {one.failed:,} failed, {one.claimed:,} claimed")
             limit = "" if one.budget is None else f" of a budget of {one.budget:,}"
             table.add_row("asked", f"{one.asked:,}; the file in all {one.spent:,}{limit}")
@@ -367,7 +363,7 @@ class Show:
             self._console.print(table)
         for one in found.guesses:
             self._console.print(
-                f"[bold]{one.sha256[:12]}[/] {escape(_printable(one.output))}: preprocessing probed with {one.asked:,} "
+                f"[bold]{one.sha256[:12]}[/] {_safe(one.output)}: preprocessing probed with {one.asked:,} "
                 f"images, {one.time}" + ("" if one.outcome else ", not finished")
             )
         self._console.print(
@@ -385,11 +381,11 @@ class Show:
             self._console.print(f"[green]sound[/] {counts}: {escape(found.store)}", soft_wrap=True)
         for one in found.coverage:
             self._console.print(
-                f"{one.sha256[:12]} {escape(_printable(one.output))}: {one.known:,} of these images answered, "
+                f"{one.sha256[:12]} {_safe(one.output)}: {one.known:,} of these images answered, "
                 f"{len(one.unanswered):,} not, {len(one.orphans):,} answers about others"
             )
             for path in one.unanswered[:SKIPPED_SHOWN]:
-                self._console.print(f"  [yellow]no answer[/] {escape(_printable(path))}", soft_wrap=True)
+                self._console.print(f"  [yellow]no answer[/] {_safe(path)}", soft_wrap=True)
 
     def _ledger_export(self, found: Any) -> None:
         self._console.print(
@@ -401,12 +397,12 @@ class Show:
     def _recipes(self, found: dict[str, Any]) -> None:
         table = _facts()
         for one in found["recipes"]:
-            table.add_row(one.name, escape(one.description))
+            table.add_row(one.name, _safe(one.description))
         self._console.print(table)
 
     def _skipped(self, skipped: Sequence[Any]) -> None:
         for one in skipped[:SKIPPED_SHOWN]:
-            self._console.print(f"[yellow]skipped[/] {escape(_printable(one.path))}: {escape(_printable(one.reason))}")
+            self._console.print(f"[yellow]skipped[/] {_safe(one.path)}: {_safe(one.reason)}")
         if len(skipped) > SKIPPED_SHOWN:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
 
@@ -433,9 +429,9 @@ def _facts() -> Table:
 def _tensor(one: Any, taken: bool) -> str:
     """A tensor in one line: name, shape, type, role."""
     shape = "×".join("?" if side is None else str(side) for side in one.shape)
-    name = escape(_printable(one.name))
+    name = _safe(one.name)
     role = f"{one.role} {one.layout}".strip()
-    return f"{'[bold]' + name + '[/]' if taken else name} {escape(_printable(shape))} {one.dtype}, {role}"
+    return f"{'[bold]' + name + '[/]' if taken else name} {_safe(shape)} {one.dtype}, {role}"
 
 
 def _teachers(count: int) -> str:
@@ -445,14 +441,14 @@ def _teachers(count: int) -> str:
 def _output_of(one: Any) -> str:
     """A teacher's output, as `ledger show` names it."""
     length = "" if one.dim is None else f", {one.dim:,} numbers"
-    return _printable(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
+    return _safe(one.output) + (f", pooled by {one.pool}" if one.pool != "none" else "") + length
 
 
 def _convention(place: dict[str, Any]) -> str:
     """A place in the ranking of preprocessings."""
     score = "" if place["score"] is None else f"{place['score']:.3f}"
     flags = " ".join(f"--preprocess {flag}" for flag in place["flags"])
-    return f"{score:>6} {flags}" + (f" [dim]({escape(_printable(place['note']))})[/]" if place["note"] else "")
+    return f"{score:>6} {flags}" + (f" [dim]({_safe(place['note'])})[/]" if place["note"] else "")
 
 
 def _certainty(guess: dict[str, Any]) -> str:
@@ -462,9 +458,9 @@ def _certainty(guess: dict[str, Any]) -> str:
     return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 
 
-def _printable(text: str) -> str:
-    """File names and messages without control characters, so that none reaches the terminal as a command."""
-    return "".join(char if char.isprintable() else "�" for char in text)
+def _safe(text: str) -> str:
+    """A text of others as it may stand in markup and reach a terminal."""
+    return escape(printable(text))
 
 
 def _interval(value: Any) -> str:

@@ -14,6 +14,7 @@ from distilltool import plain
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, OutOfMemory
 from distilltool.graph import Graph, Shape, Value
+from distilltool.hazards import check_graph, check_sizes
 from distilltool.images import workers
 from distilltool.isolate import Child
 from distilltool.ledger import TeacherKey
@@ -28,7 +29,7 @@ from distilltool.onnx_file import (
 )
 from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
 from distilltool.roles import Choice, choose, image_inputs, input_role, is_pair_scorer, said_by_head
-from distilltool.runtime import RUNTIME_ERRORS, is_memory, open_session
+from distilltool.runtime import RUNTIME_ERRORS, Runner, is_memory, open_session
 
 SPACE_KEY = "distilltool.space_id"
 SIDECARS = ("preprocessor_config.json", "open_clip_config.json", "config.json")
@@ -36,7 +37,6 @@ DTYPES = ("float32", "float16", "uint8")
 POOLS = ("avg", "max", "gem", "cls")
 GEM_POWER = 3.0  # Radenovic et al. 2018, the value GeM is trained from
 USUAL_SIDE = 224  # what a network of free size was most likely trained at
-LARGEST = 2**29  # numbers in one tensor for one image, 2 GB in float32: beyond it a file means harm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,10 +312,11 @@ def open_model(
     file = describe(path, proto)
     graph = Graph(proto)
     image = the_image(path, graph)
+    check_graph(path, graph, image)
     said = said_of(file, graph, image)
     nominal = nominal_size(image, size, said)
     shapes = graph.shapes(image.name, nominal, layout_of(image))
-    _check_sizes(path, shapes)
+    check_sizes(path, shapes)
     choice = choose(graph, image.name, shapes, options.output, options.pool)
     feeds = _settings(path, graph, choice, image, options.inputs)
     whole = {one.name for one in graph.outputs} >= {choice.tensor} and len(graph.inputs) == 1 + len(feeds)
@@ -373,9 +374,11 @@ def file_of(path: Path, isolate: bool) -> OnnxFile:
 def _runner(
     session: Any, output: str, image: Value, feeds: Mapping[str, tuple[NDArray[Any], Value]]
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    runner = Runner(session)
+
     def run(batch: NDArray[Any]) -> NDArray[Any]:
         extra = {name: _spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
-        return np.asarray(session.run([output], {image.name: batch, **extra})[0])
+        return runner.run(output, {image.name: batch, **extra})
 
     return run
 
@@ -439,19 +442,6 @@ def nominal_size(image: Value, wanted: tuple[int, int] | None, said: Sequence[Ma
     if wanted is not None:
         return wanted
     return next((tuple(one["size"]) for one in said if "size" in one), (USUAL_SIDE, USUAL_SIDE))
-
-
-def _check_sizes(path: Path, shapes: Mapping[str, Value]) -> None:
-    """Refuse a graph that would fill the machine's memory for one image."""
-    for value in shapes.values():
-        numbers = 1
-        for side in value.shape or ():
-            numbers *= side if isinstance(side, int) else 1
-        if numbers > LARGEST:
-            raise DistillError(
-                f"{path} holds a tensor {value.name} of {_shape(value)} numbers for one image",
-                "that is more than any embedding model needs; check where the file comes from",
-            )
 
 
 def _settings(

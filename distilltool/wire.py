@@ -54,7 +54,8 @@ class Wire:
         text = json.dumps(header).encode()
         self._write(memoryview(struct.pack("!I", len(text)) + text), deadline)
         if array is not None and array.size:
-            self._write(memoryview(array.reshape(-1).view(np.uint8).data), deadline)
+            flat: Any = array.reshape(-1)  # mypy on Python 3.11 does not know an array for a buffer
+            self._write(memoryview(flat).cast("B"), deadline)
 
     def receive(self, deadline: float = math.inf) -> Message:
         """Wait for one message. Raises Broken at its end, Late at the deadline."""

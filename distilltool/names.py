@@ -1,0 +1,18 @@
+"""Names and texts that others chose, made fit to be shown and kept: none of them commands a terminal or ends a file."""
+
+import json
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """A text without control, direction and invalid characters; the last are how Python keeps bytes that are no
+    UTF-8."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "�" for char in text)
+
+
+def json_text(values: Any, *, indent: int | None = None, allow_nan: bool = True) -> str:
+    """JSON in which every character that is not printable is escaped, so that whoever reads it gets the same text."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=allow_nan, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
