@@ -108,7 +108,7 @@ def test_preprocessing_that_nobody_wrote_down_shows_the_choices(good: Path) -> N
     assert "guessing takes" in line and "there are 12 here" in line
     with Ledger.open(good / "l.sqlite") as ledger:
         assert ledger.spent(read_file(good / "teacher.onnx").sha256) == 0, (
-            "nothing is bought for a guess that cannot be"
+            "a guess that cannot be costs nothing"
         )
 
 
