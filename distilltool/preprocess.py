@@ -189,8 +189,12 @@ class Preprocess:
     def describe(self) -> str:
         """One line for people."""
         way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
-        plain = self.scale == 1 and set(self.mean) == {0} and set(self.std) == {1}
-        numbers = "as they are" if plain else f"{_times(self.scale)} − {_short(self.mean)} ÷ {_short(self.std)}"
+        steps = [
+            "" if self.scale == 1 else _times(self.scale),
+            "" if set(self.mean) == {0} else f"− {_short(self.mean)}",
+            "" if set(self.std) == {1} else f"÷ {_short(self.std)}",
+        ]
+        numbers = " ".join(step for step in steps if step) or "as they are"
         return (
             f"{self.size[0]}×{self.size[1]} {self.resize}{way} {self.interpolation}, {self.channels} {numbers}, "
             f"{self.layout} {self.dtype}"

@@ -105,6 +105,7 @@ def outcome_of(ranking: Ranking) -> dict[str, Any]:
 def _place(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.candidate.name,
+        "family": entry.candidate.family,
         "score": entry.score,
         "images": entry.images,
         "size": list(entry.candidate.preprocess.size),
@@ -169,11 +170,13 @@ def _keep(
 def _unclear(model: OnnxModel, outcome: Mapping[str, Any]) -> DistillError:
     places = [f"{one['name']} {one['score']:.2f}" for one in outcome["ranking"][:SHOWN] if one["score"] is not None]
     seen = f", and guessing from {outcome['images']} images is not clear: {', '.join(places)} ({outcome['why']})"
-    return unknown_preprocess(model.file.path.name, seen)
+    likeliest = " ".join(f"--preprocess {flag}" for flag in outcome["flags"])
+    return unknown_preprocess(model.file.path.name, seen, likeliest)
 
 
 def _lead(outcome: Mapping[str, Any]) -> str:
-    others = [one for one in outcome["ranking"][1:] if one["score"] is not None]
+    first, *rest = outcome["ranking"]
+    others = [one for one in rest if one["family"] != first["family"] and not one["note"].startswith("answers as")]
     if outcome["margin"] is None or not others:
         return "nothing else comes near"
     return f"{outcome['margin']:.1f} standard errors ahead of {others[0]['name']}"

@@ -535,11 +535,12 @@ def settle(name: str, fixed: tuple[int, int] | None, sources: Sequence[Mapping[s
     return found
 
 
-def unknown_preprocess(name: str, seen: str = "") -> DistillError:
-    """The error where nothing says how images are prepared. seen: what a guess came to."""
+def unknown_preprocess(name: str, seen: str = "", likeliest: str = "") -> DistillError:
+    """The error where nothing says how images are prepared. seen: what a guess came to, and its flags."""
+    first = f"say {likeliest} if that is right, else" if likeliest else "say it with"
     return DistillError(
         f"nothing says how {name} wants its images prepared{seen}",
-        f"say it with --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
+        f"{first} --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
         f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
     )
 

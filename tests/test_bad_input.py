@@ -107,9 +107,7 @@ def test_preprocessing_that_nobody_wrote_down_shows_the_choices(good: Path) -> N
         assert choice in line
     assert "guessing takes" in line and "there are 12 here" in line
     with Ledger.open(good / "l.sqlite") as ledger:
-        assert ledger.spent(read_file(good / "teacher.onnx").sha256) == 0, (
-            "a guess that cannot be costs nothing"
-        )
+        assert ledger.spent(read_file(good / "teacher.onnx").sha256) == 0, "a guess that cannot be costs nothing"
 
 
 @pytest.mark.parametrize("flag", ["nonsense", "size=12x", "mean=a,b", "colour=red", "resize=melt", "size=64"])
