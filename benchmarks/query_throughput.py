@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from distilltool import images
-from distilltool.defaults import BATCH
 from distilltool.latency import machine
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
 from distilltool.stages.query import query
-from distilltool.teacher import OnnxEmbedder, open_teacher
+from distilltool.teacher import OnnxEmbedder, TeacherOptions, open_teacher
 
 
 def in_memory(teacher: OnnxEmbedder, arrays: np.ndarray, batch: int) -> float:
@@ -28,7 +27,7 @@ def in_memory(teacher: OnnxEmbedder, arrays: np.ndarray, batch: int) -> float:
     fed = [teacher.preprocess.feed(arrays[at : at + batch]) for at in range(0, len(arrays), batch)]
     began = time.perf_counter()
     for one in fed:
-        teacher._session.run([teacher.output], {teacher._input.name: one})
+        teacher.model.run(one)
     return len(arrays) / (time.perf_counter() - began)
 
 
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--preprocess", action="append", default=[])
     parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     teacher = open_teacher(args.teacher, TeacherOptions(preprocess=tuple(args.preprocess)))

@@ -261,7 +261,8 @@ def _held(node: onnx.NodeProto) -> TensorProto | None:
     """The tensor a Constant node holds, in whichever way it is written."""
     for one in node.attribute:
         if one.name == "value":
-            return one.t
+            held: TensorProto = one.t
+            return held
         if one.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = TensorProto.FLOAT if "float" in one.name else TensorProto.INT64
             value = np.asarray(helper.get_attribute_value(one))
