@@ -212,7 +212,7 @@ def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
     """A linear layer as a tail of its own; None where both sides are computed, as in attention, or where a convolution
     looks at more than one place, as no classifier's does."""
     at = WEIGHT_AT.get(node.op_type, 1)
-    dims = graph.weight_dims(str(node.input[at])) if len(node.input) > at else None
+    dims = _weight(graph, str(node.input[at]), shapes) if len(node.input) > at else None
     if dims is None or len(dims) < 2:
         return None
     conv = "Conv" in node.op_type
@@ -231,6 +231,16 @@ def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
         pooled=False,
         channels_last=not conv,
     )
+
+
+def _weight(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, ...] | None:
+    """Dimensions of a weight; one that the graph makes from constants alone counts as one."""
+    if (dims := graph.weight_dims(name)) is not None:
+        return dims
+    shape = shapes[name].shape if name in shapes else None
+    if shape is None or graph.needed_inputs(name) or not all(isinstance(side, int) for side in shape):
+        return None
+    return tuple(side for side in shape if isinstance(side, int))
 
 
 def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
@@ -393,9 +403,11 @@ def _channels_last(graph: Graph, name: str) -> bool | None:
     return None
 
 
-def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tuple[Value, OutputRole, str]]:
+def candidates(
+    graph: Graph, image: str, shapes: Mapping[str, Value], chosen: str | None
+) -> list[tuple[Value, OutputRole, str]]:
     """Tensors that can serve as the embedding, from the first to the last: maps and tokens that all later work goes
-    through (the last of each shape), and the vectors after them."""
+    through, the vectors after them (the last of several of one shape), and the one chosen."""
     found: list[tuple[Value, OutputRole, str]] = []
     reach = {name for name in _from(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
     waists = _waists(graph, reach)
@@ -413,7 +425,11 @@ def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tu
                 ]  # gates, no more
                 found.append((value, *role_of(graph, name, shapes)))
     found = [one for one in found if one[1] not in ("logits", "probabilities", "detections")]
-    return [one for at, one in enumerate(found) if at + 1 == len(found) or found[at + 1][0].shape != one[0].shape]
+    return [
+        one
+        for at, one in enumerate(found)
+        if one[0].name == chosen or at + 1 == len(found) or found[at + 1][0].shape != one[0].shape
+    ]
 
 
 def _from(graph: Graph, inputs: set[str]) -> set[str]:

@@ -72,6 +72,36 @@ DISTILL = {
     "verdict",
     "seed",
 }
+INSPECT = {
+    "path",
+    "sha256",
+    "bytes",
+    "external",
+    "kind",
+    "opset",
+    "ir_version",
+    "domains",
+    "inputs",
+    "outputs",
+    "tensors",
+    "embedding",
+    "why",
+    "pool",
+    "dim",
+    "preprocess",
+    "description",
+    "params",
+    "flops",
+    "size",
+    "provider",
+    "ms_per_image",
+    "images",
+    "skipped",
+    "problem",
+    "warnings",
+    "guess",
+}
+TENSOR = {"name", "shape", "dtype", "role", "why", "layout", "dynamic"}
 EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"}
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
@@ -130,6 +160,16 @@ def call(*words: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.stderr
     values: dict[str, Any] = json.loads(result.stdout)
     return values
+
+
+def test_json_fields_of_inspect(tmp_path: Path) -> None:
+    path = onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 8)
+    found = call("inspect", path, tmp_path / "imgs", "--tensors", "--preprocess", "imagenet", "--preprocess", "size=32")
+    assert set(found) == INSPECT
+    for one in (*found["inputs"], *found["outputs"], *found["tensors"]):
+        assert set(one) == TENSOR
+    assert found["images"] == 8 and found["preprocess"]["source"].startswith("flag")
 
 
 @pytest.mark.slow
