@@ -217,7 +217,13 @@ def test_a_custom_operator_is_said(tmp_path: Path) -> None:
 
 def test_free_size_is_tried_at_the_size_that_was_said(tmp_path: Path) -> None:
     """Without a word on scaling it still runs, at --preprocess size=."""
-    path = onnx_teacher(tmp_path / "t.onnx", size=None)
+    path = save(
+        tmp_path / "t.onnx",
+        [node("Reshape", ["x", "flat"], ["y"])],
+        [value("x", FLOAT, ["N", 3, "height", "width"])],
+        [value("y", FLOAT, ["N", 3 * 40 * 24])],
+        {"flat": np.array([0, 3 * 40 * 24], np.int64)},
+    )
     found = distilltool.inspect(path, preprocess=["size=40x24"])
     assert found.size == (40, 24) and found.problem is None and found.preprocess is None
     assert any("nothing says how" in one for one in found.warnings)

@@ -348,6 +348,18 @@ def test_a_hub_cache_is_the_same_teacher_as_its_files(tmp_path: Path) -> None:
     assert open_teacher(linked).preprocess.source == "sidecar preprocessor_config.json"
 
 
+@pytest.mark.parametrize("output", [None, "shaped"])
+def test_weights_linked_from_another_disk(tmp_path: Path, output: str | None) -> None:
+    """The model a plain file, its weights a link to elsewhere: onnxruntime refuses that by path, we do not."""
+    path = onnx_teacher(tmp_path / "here" / "t.onnx", external=True)
+    (tmp_path / "there").mkdir()
+    data = path.with_name("t.onnx.data").rename(tmp_path / "there" / "weights.bin")
+    path.with_name("t.onnx.data").symlink_to(data)
+    rows = pixels(2)
+    got = opened(path, output=output).embed(rows)
+    np.testing.assert_allclose(got, teacher_map(fed(rows)).mean(axis=(2, 3)), atol=1e-4, rtol=1e-4)
+
+
 def test_settings_are_part_of_the_answer(tmp_path: Path) -> None:
     """Another value, another answer; a value that is missing is asked for by the flag that gives it."""
     path = with_settings(tmp_path, ()).path
