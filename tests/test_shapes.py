@@ -635,6 +635,39 @@ def ending(*nodes: onnx.NodeProto, width: int = 512, **constants: Any) -> End:
     return End(nodes=[*end.nodes[:-1], *nodes], constants={**end.constants, **constants}, width=width)
 
 
+class Calibration:
+    """What a quantiser measures ranges on: eight images, once."""
+
+    def __init__(self) -> None:
+        self.left = [{"x": fed(pixels(8)).astype(np.float32)}]
+
+    def get_next(self) -> Arrays | None:
+        return self.left.pop() if self.left else None
+
+
+@pytest.mark.parametrize("head", ["gemm 1000", "softmax", "1x1 convolution of the mean"])
+@pytest.mark.parametrize("how", ["QDQ", "dynamic", "QOperator"])
+def test_classifier_as_onnxruntime_quantises_it(tmp_path: Path, how: str, head: str) -> None:
+    """Quantised files of all three kinds: the penultimate layer, or an error; never scores, never raw bytes."""
+    from onnxruntime import quantization
+
+    source, path = network(tmp_path / "f.onnx", HEADS[head]), tmp_path / "q.onnx"
+    if how == "dynamic":
+        quantization.quantize_dynamic(str(source), str(path))
+    else:
+        kind = quantization.QuantFormat[how]
+        quantization.quantize_static(str(source), str(path), Calibration(), quant_format=kind)
+    if how == "QOperator":
+        with pytest.raises(DistillError, match="no output is an embedding"):
+            opened(path)
+        return
+    rows = pixels(3)
+    wanted = hidden(fed(rows)).mean(axis=(2, 3))
+    teacher = opened(path)
+    np.testing.assert_allclose(teacher.embed(rows).reshape(3, -1), wanted, atol=0.03 * wanted.max())
+    assert dissect(path, TeacherOptions()).kind == "classifier" and "last layer" in teacher.why
+
+
 EMBEDDERS: dict[str, End] = {
     **{f"linear {width}": linear("gemm", width) for width in (64, 128, 256, 512, 768, 1024)},
     "matmul and add 512": linear("matmul", 512),
