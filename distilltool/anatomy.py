@@ -15,6 +15,9 @@ from distilltool.report import TensorReport
 from distilltool.roles import Choice, candidates, choose, image_inputs, input_role, is_pair_scorer, role_of
 from distilltool.teacher import TeacherOptions, layout_of, nominal_size, said_of, the_image
 
+# operators that onnxruntime brings along: ONNX's own, and what its optimisers and exporters write
+DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
@@ -47,11 +50,11 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
     proto = read_model(path)
     file, graph = describe(path, proto), Graph(proto)
     domains = {one.domain or "ai.onnx": one.version for one in proto.opset_import}
-    problem, image, choice = None, None, None
+    problem, image, choice = _foreign(path, graph), None, None
     try:
         image = the_image(path, graph)
     except DistillError as error:
-        problem = (error.message, error.fix)
+        problem = problem or (error.message, error.fix)
     said = said_of(file, graph, image) if image is not None else ()
     size = nominal_size(image, parse_flags(options.preprocess).get("size"), said) if image is not None else None
     shapes = graph.shapes(image.name if image else "", size, layout_of(image) if image else "NCHW")
@@ -59,7 +62,7 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         try:
             choice = choose(graph, image.name, shapes, options.output, options.pool)
         except DistillError as error:
-            problem = (error.message, error.fix)
+            problem = problem or (error.message, error.fix)
     cost = graph.cost(choice.tensor, shapes) if choice is not None else None
     at_once = image.shape[0] if image is not None and image.shape and isinstance(image.shape[0], int) else 1
     return Anatomy(
@@ -71,7 +74,9 @@ def dissect(path: Path, options: TeacherOptions) -> Anatomy:
         domains=domains,
         inputs=tuple(_input(one) for one in graph.inputs),
         outputs=tuple(_output(graph, one, shapes) for one in graph.outputs),
-        tensors=tuple(_tensor(*one) for one in candidates(graph, image.name, shapes)) if image else (),
+        tensors=tuple(_tensor(*one) for one in candidates(graph, image.name, shapes, choice.tensor if choice else None))
+        if image
+        else (),
         choice=choice,
         params=parameters(proto),
         flops=cost.flops // at_once if cost is not None else None,
@@ -94,6 +99,18 @@ def _isolated(path: Path, options: TeacherOptions) -> Anatomy:
     tensors = {kind: tuple(TensorReport(**one) for one in facts.pop(kind)) for kind in ("inputs", "outputs", "tensors")}
     whole = {**facts, **tensors, "choice": Choice(**choice) if choice else None}
     return Anatomy(**{**whole, "file": plain.file_of(path, said)})
+
+
+def _foreign(path: Path, graph: Graph) -> tuple[str, str] | None:
+    """The problem of a file whose operators come from a library of their own; None where onnxruntime has them all."""
+    found = sorted({f"{node.op_type} of {node.domain}" for node in graph.nodes if node.domain not in DOMAINS})
+    if not found:
+        return None
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"{path} needs the operator {found[0]}{more}, which onnxruntime does not have",
+        "custom operators are not supported: export it without them",
+    )
 
 
 def _kind(graph: Graph, choice: Choice | None, roles: Sequence[str]) -> str:

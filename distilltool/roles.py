@@ -33,9 +33,21 @@ FEW = 8  # numbers below which a vector ranks nothing: a score, a box, a pose
 COUNTS = {10, 100, 365, 1000, 1001, 11221, 21841, 21843}  # classes of CIFAR, Places, ImageNet-1k and -21k
 STEP = 32  # widths of embeddings are multiples of it; numbers of classes (1000, 1001, 21841, 365, 101) are not
 POOLING = {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax", "GlobalLpPool"}
-SQUASH = {"Softmax", "LogSoftmax", "Sigmoid", "Hardmax"}
+SOFTMAX = {"Softmax", "LogSoftmax", "Hardmax", "QLinearSoftmax"}
+SQUASH = SOFTMAX | {"Sigmoid", "QLinearSigmoid"}
+INTEGER = {"MatMulInteger", "ConvInteger"}  # products of dynamically quantised numbers, scaled after
 POINTWISE = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Mish", "Tanh", "PRelu"}
-LINEAR = {"Gemm", "MatMul", "Conv", "QLinearMatMul", "QLinearConv", "QGemm", "FusedMatMul", "FusedGemm", "FusedConv"}
+LINEAR = {
+    "Gemm",
+    "MatMul",
+    "Conv",
+    "QLinearMatMul",
+    "QLinearConv",
+    "QGemm",
+    "FusedMatMul",
+    "FusedGemm",
+    "FusedConv",
+} | INTEGER
 CHANNELS_FIRST = {"Conv", "ConvTranspose", "QLinearConv", "BatchNormalization", "InstanceNormalization"} | POOLING
 REACH = 64  # nodes walked back from an output before giving up on what it is
 
@@ -118,6 +130,8 @@ def role_of(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[Outpu
     found = tail(graph, name, shapes)
     if found is not None and found.squashed:
         return "probabilities", f"a softmax or sigmoid over {found.classes} classes"
+    if found is None and _is_softmax(graph, name):
+        return "probabilities", "a softmax"
     if low in EMBEDDING_NAMES:
         return "embedding", "its name"
     if any(word in low for word in SCORE_NAMES) and not any(word in low for word in VECTOR_WORDS):
@@ -168,6 +182,18 @@ def tail(graph: Graph, name: str, shapes: Mapping[str, Value]) -> Tail | None:
     return None
 
 
+def _is_softmax(graph: Graph, name: str) -> bool:
+    """Whether a tensor is a softmax's, converted or reshaped at most."""
+    for _ in range(CHAIN):
+        node = graph.maker.get(name)
+        if node is None or not node.input or node.op_type in SOFTMAX:
+            return node is not None and node.op_type in SOFTMAX
+        if node.op_type not in MOVES:
+            return False
+        name = str(node.input[0])
+    return False
+
+
 def _onward(graph: Graph, node: Any, pooled: bool) -> str | None:
     """The tensor to go on with when walking back through what may follow a classifying layer."""
     kind = node.op_type
@@ -175,8 +201,17 @@ def _onward(graph: Graph, node: Any, pooled: bool) -> str | None:
         return str(node.input[0])
     if kind in ("Add", "Mul", "Div", "Sub"):  # of a constant: a bias, a temperature
         free = [name for name in node.input if graph.constant(name) is None and graph.weight_dims(name) is None]
+        if kind == "Mul" and len(free) == 2:
+            free = [name for name in free if _is_integer_product(graph, name)]
         return free[0] if len(free) == 1 else None
     return None
+
+
+def _is_integer_product(graph: Graph, name: str) -> bool:
+    node = graph.maker.get(name)
+    if node is not None and node.op_type == "Cast" and node.input:
+        node = graph.maker.get(str(node.input[0]))
+    return node is not None and node.op_type in INTEGER
 
 
 def _two_heads(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
@@ -212,7 +247,7 @@ def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
     """A linear layer as a tail of its own; None where both sides are computed, as in attention, or where a convolution
     looks at more than one place, as no classifier's does."""
     at = WEIGHT_AT.get(node.op_type, 1)
-    dims = _constant_dims(graph, str(node.input[at]), shapes) if len(node.input) > at else None
+    dims = _weight(graph, str(node.input[at]), shapes) if len(node.input) > at else None
     if dims is None or len(dims) < 2:
         return None
     conv = "Conv" in node.op_type
@@ -227,19 +262,20 @@ def _layer(graph: Graph, node: Any, shapes: Mapping[str, Value]) -> Tail | None:
         features=str(node.input[0]),
         classes=dims[0] if conv or turned else dims[-1],
         squashed=False,
-        bias=len([name for name in node.input if name]) > (8 if at > 1 else 2),
+        bias=node.op_type not in INTEGER and len([one for one in node.input if one]) > (8 if at > 1 else 2),
         pooled=False,
         channels_last=not conv,
     )
 
 
-def _constant_dims(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, ...] | None:
-    """Dimensions of a weight, be it stored or computed by the graph without looking at any input."""
-    dims = graph.weight_dims(name)
-    if dims is None and name in shapes and not graph.needed_inputs(name):
-        known = shapes[name].shape or ()
-        dims = tuple(side for side in known if isinstance(side, int))
-    return dims
+def _weight(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, ...] | None:
+    """Dimensions of a weight; one that the graph makes from constants alone counts as one."""
+    if (dims := graph.weight_dims(name)) is not None:
+        return dims
+    shape = shapes[name].shape if name in shapes else None
+    if shape is None or graph.needed_inputs(name) or not all(isinstance(side, int) for side in shape):
+        return None
+    return tuple(side for side in shape if isinstance(side, int))
 
 
 def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
@@ -267,12 +303,26 @@ def _settle(graph: Graph, name: str, shapes: Mapping[str, Value]) -> str | None:
     """Step back over what changes no number, so that a tensor has the name its maker gave it; over a rounding to
     bytes too, as bytes are no vector. None where only bytes are there."""
     while (node := graph.maker.get(name)) is not None and node.input:
-        if node.op_type not in ("Dropout", "Identity", "QuantizeLinear"):
+        if node.op_type not in ("Dropout", "Identity", "QuantizeLinear", "DynamicQuantizeLinear"):
             break
         name = str(node.input[0])
-    value = shapes.get(name)
-    rounded = node is not None and node.op_type.startswith("QLinear")
-    return None if rounded or (value is not None and "int" in value.dtype) else name
+    return None if _is_rounded(graph, name, shapes) else name
+
+
+def _is_rounded(graph: Graph, name: str, shapes: Mapping[str, Value]) -> bool:
+    """Whether a tensor holds the integers of a quantised operator; of many of them no type is inferred."""
+    for _ in range(CHAIN):
+        if name in shapes:
+            return "int" in shapes[name].dtype
+        node = graph.maker.get(name)
+        if node is None or not node.input or node.op_type in ("DequantizeLinear", "Cast"):
+            return False
+        if node.op_type.startswith(("QLinear", "QGemm", "QuantizeLinear")):
+            return True
+        if node.op_type not in MOVES:
+            return False
+        name = str(node.input[0])
+    return False
 
 
 def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | None, pool: str | None) -> Choice:
@@ -442,9 +492,11 @@ def _channels_last(graph: Graph, name: str) -> bool | None:
     return None
 
 
-def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tuple[Value, OutputRole, str]]:
+def candidates(
+    graph: Graph, image: str, shapes: Mapping[str, Value], chosen: str | None
+) -> list[tuple[Value, OutputRole, str]]:
     """Tensors that can serve as the embedding, from the first to the last: maps and tokens that all later work goes
-    through (the last of each shape), and the vectors after them."""
+    through, the vectors after them (the last of several of one shape), and the one chosen."""
     found: list[tuple[Value, OutputRole, str]] = []
     reach = {name for name in _from(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
     waists = _waists(graph, reach)
@@ -462,7 +514,11 @@ def candidates(graph: Graph, image: str, shapes: Mapping[str, Value]) -> list[tu
                 ]  # gates, no more
                 found.append((value, *role_of(graph, name, shapes)))
     found = [one for one in found if one[1] not in ("logits", "probabilities", "detections")]
-    return [one for at, one in enumerate(found) if at + 1 == len(found) or found[at + 1][0].shape != one[0].shape]
+    return [
+        one
+        for at, one in enumerate(found)
+        if one[0].name == chosen or at + 1 == len(found) or found[at + 1][0].shape != one[0].shape
+    ]
 
 
 def _from(graph: Graph, inputs: set[str]) -> set[str]:

@@ -113,6 +113,36 @@ DISTILL = {
     "verdict",
     "seed",
 }
+INSPECT = {
+    "path",
+    "sha256",
+    "bytes",
+    "external",
+    "kind",
+    "opset",
+    "ir_version",
+    "domains",
+    "inputs",
+    "outputs",
+    "tensors",
+    "embedding",
+    "why",
+    "pool",
+    "dim",
+    "preprocess",
+    "description",
+    "params",
+    "flops",
+    "size",
+    "provider",
+    "ms_per_image",
+    "images",
+    "skipped",
+    "problem",
+    "warnings",
+    "guess",
+}
+TENSOR = {"name", "shape", "dtype", "role", "why", "layout", "dynamic"}
 EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"}
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
@@ -194,6 +224,16 @@ def test_json_fields_of_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(found["coverage"][0]) == {"sha256", "output", "known", "unanswered", "orphans"}
     found = call("ledger", "export", "answers.parquet")
     assert set(found) == {"store", "file", "format", "teachers", "rows", "bytes", "seconds"}
+
+
+def test_json_fields_of_inspect(tmp_path: Path) -> None:
+    path = onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 8)
+    found = call("inspect", path, tmp_path / "imgs", "--tensors", "--preprocess", "imagenet", "--preprocess", "size=32")
+    assert set(found) == INSPECT
+    for one in (*found["inputs"], *found["outputs"], *found["tensors"]):
+        assert set(one) == TENSOR
+    assert found["images"] == 8 and found["preprocess"]["source"].startswith("flag")
 
 
 @pytest.mark.slow

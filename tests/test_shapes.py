@@ -348,6 +348,18 @@ def test_a_hub_cache_is_the_same_teacher_as_its_files(tmp_path: Path) -> None:
     assert open_teacher(linked).preprocess.source == "sidecar preprocessor_config.json"
 
 
+@pytest.mark.parametrize("output", [None, "shaped"])
+def test_weights_linked_from_another_disk(tmp_path: Path, output: str | None) -> None:
+    """The model a plain file, its weights a link to elsewhere: onnxruntime refuses that by path, we do not."""
+    path = onnx_teacher(tmp_path / "here" / "t.onnx", external=True)
+    (tmp_path / "there").mkdir()
+    data = path.with_name("t.onnx.data").rename(tmp_path / "there" / "weights.bin")
+    path.with_name("t.onnx.data").symlink_to(data)
+    rows = pixels(2)
+    got = opened(path, output=output).embed(rows)
+    np.testing.assert_allclose(got, teacher_map(fed(rows)).mean(axis=(2, 3)), atol=1e-4, rtol=1e-4)
+
+
 def test_settings_are_part_of_the_answer(tmp_path: Path) -> None:
     """Another value, another answer; a value that is missing is asked for by the flag that gives it."""
     path = with_settings(tmp_path, ()).path
@@ -621,6 +633,39 @@ def ending(*nodes: onnx.NodeProto, width: int = 512, **constants: Any) -> End:
     """A projection `l` to `width` with a bias, and what comes after it."""
     end = linear("gemm", width)
     return End(nodes=[*end.nodes[:-1], *nodes], constants={**end.constants, **constants}, width=width)
+
+
+class Calibration:
+    """What a quantiser measures ranges on: eight images, once."""
+
+    def __init__(self) -> None:
+        self.left = [{"x": fed(pixels(8)).astype(np.float32)}]
+
+    def get_next(self) -> Arrays | None:
+        return self.left.pop() if self.left else None
+
+
+@pytest.mark.parametrize("head", ["gemm 1000", "softmax", "1x1 convolution of the mean"])
+@pytest.mark.parametrize("how", ["QDQ", "dynamic", "QOperator"])
+def test_classifier_as_onnxruntime_quantises_it(tmp_path: Path, how: str, head: str) -> None:
+    """Quantised files of all three kinds: the penultimate layer, or an error; never scores, never raw bytes."""
+    from onnxruntime import quantization
+
+    source, path = network(tmp_path / "f.onnx", HEADS[head]), tmp_path / "q.onnx"
+    if how == "dynamic":
+        quantization.quantize_dynamic(str(source), str(path))
+    else:
+        kind = quantization.QuantFormat[how]
+        quantization.quantize_static(str(source), str(path), Calibration(), quant_format=kind)
+    if how == "QOperator":
+        with pytest.raises(DistillError, match="no output is an embedding"):
+            opened(path)
+        return
+    rows = pixels(3)
+    wanted = hidden(fed(rows)).mean(axis=(2, 3))
+    teacher = opened(path)
+    np.testing.assert_allclose(teacher.embed(rows).reshape(3, -1), wanted, atol=0.03 * wanted.max())
+    assert dissect(path, TeacherOptions()).kind == "classifier" and "last layer" in teacher.why
 
 
 EMBEDDERS: dict[str, End] = {
