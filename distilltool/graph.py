@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
 
 Shape = tuple[int | str | None, ...]
 SMALL = 4096  # bytes up to which a constant is read while reasoning; shapes and scales are smaller
+LARGE, FAR = 2**20, 2**62  # whole numbers between them are no side, axis or index, and no "to the end" either
 MAX_NODES = 50_000  # beyond it no network that embeds images, but a file that means harm
 
 # operators that only rearrange, convert or drop numbers
@@ -149,12 +150,25 @@ class Graph:
         for one in bare.graph.input:
             _fix(one, image, size, layout)
         try:
-            inferred = shape_inference.infer_shapes(bare, check_type=False, strict_mode=False, data_prop=True)
+            inferred = shape_inference.infer_shapes(
+                bare, check_type=False, strict_mode=False, data_prop=not self._multiplies()
+            )
         except Exception:  # a graph that is wrong in itself: what is declared is all there is to know
             inferred = bare
         graph = inferred.graph
         known = (*graph.input, *graph.value_info, *graph.output)
         return {one.name: _value(one) for one in known if one.name not in self.weights}
+
+    def _multiplies(self) -> bool:
+        """Whether a large whole number goes into the computation of shapes: onnx, when it follows numbers through the
+        graph, writes a list as long as every vector that it learns the length of."""
+        for name, tensor in self.weights.items():
+            if tensor.data_type in (TensorProto.INT32, TensorProto.INT64) and math.prod(tensor.dims) <= SMALL:
+                value = _small(tensor)
+                if value is not None and ((abs(value) >= LARGE) & (abs(value) < FAR)).any():
+                    if any(node.op_type != "Slice" for node in self.users.get(name, [])):
+                        return True
+        return False
 
     def cost(self, output: str, shapes: Mapping[str, Value]) -> Cost:
         """Floating-point operations that an output takes, with these shapes."""

@@ -49,8 +49,8 @@ class Wire:
     def send(self, header: dict[str, Any], array: NDArray[Any] | None = None, deadline: float = math.inf) -> None:
         """Send a header and, with it, an array of plain numbers."""
         if array is not None:
-            array = np.ascontiguousarray(array)
             header = {**header, "array": {"dtype": array.dtype.name, "shape": list(array.shape)}}
+            array = np.ascontiguousarray(array)  # gives a number an axis, so the shape was taken before
         text = json.dumps(header).encode()
         self._write(memoryview(struct.pack("!I", len(text)) + text), deadline)
         if array is not None and array.size:
