@@ -589,6 +589,24 @@ def network(path: Path, end: End, half: bool = False) -> Path:
     return save(path, nodes, inputs, outputs, constants)
 
 
+def tokens_scored() -> End:
+    """A classifier on every token, whose scores are averaged."""
+    rng = np.random.default_rng(4)
+    constants = {
+        "w": rng.normal(size=(HIDDEN, 1000)).astype(np.float32),
+        "b": rng.normal(size=1000).astype(np.float32),
+        "rows": np.array([0, HIDDEN, -1], np.int64),
+    }
+    nodes = [
+        node("Reshape", ["r", "rows"], ["t"]),
+        node("Transpose", ["t"], ["tokens"], perm=[0, 2, 1]),
+        node("MatMul", ["tokens", "w"], ["m"]),
+        node("Add", ["m", "b"], ["l"]),
+        node("ReduceMean", ["l"], ["y"], axes=[1], keepdims=0),
+    ]
+    return End(nodes=nodes, constants=constants, width=1000)
+
+
 HEADS: dict[str, End] = {
     **{f"gemm {classes}": linear("gemm", classes) for classes in (5, 10, 100, 365, 1000, 1001, 21841)},
     "gemm turned": linear("gemm turned", 1000),
@@ -608,6 +626,7 @@ HEADS: dict[str, End] = {
     "convolution over the whole map": linear("whole map", 1000),
     "QDQ": linear("QDQ", 1000),
     "two heads": two_heads(),
+    "mean of the scores of tokens": tokens_scored(),
 }
 
 
@@ -686,6 +705,13 @@ EMBEDDERS: dict[str, End] = {
     "relu": ending(node("Relu", ["l"], ["y"]), width=1000),
     "features alone": End(nodes=[node("Identity", ["f"], ["y"])], constants={}, width=HIDDEN),
 }
+
+
+def test_a_softmax_is_never_the_embedding(tmp_path: Path) -> None:
+    """Also where the layer before it is none that is known: an error rather than probabilities."""
+    end = ending(node("Relu", ["l"], ["a"]), node("Softmax", ["a"], ["y"], axis=1), width=512)
+    with pytest.raises(DistillError, match=r"no output is an embedding: y \(probabilities\)"):
+        opened(network(tmp_path / "t.onnx", end))
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)
