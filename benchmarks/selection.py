@@ -173,21 +173,26 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def mean(values: list[float]) -> dict[str, float]:
-    """The mean, half of its 95 % interval, and how many seeds."""
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    half = T_95.get(len(values) - 1, 1.96) * spread
-    return {"mean": round(float(np.mean(values)), 5), "half": round(half, 5), "seeds": len(values)}
+def mean(values: list[float]) -> dict[str, Any]:
+    """The mean, half of its 95 % interval (None for a single seed), and how many seeds."""
+    found = {"mean": round(float(np.mean(values)), 5), "half": None, "seeds": len(values)}
+    if len(values) < 2:
+        return found
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return {**found, "half": round(T_95.get(len(values) - 1, 1.96) * spread, 5)}
+
+
+def percent(one: dict[str, Any], sign: str = "") -> str:
+    half = "" if one["half"] is None else f" ± {100 * one['half']:.2f}"
+    return f"{100 * one['mean']:{sign}.2f}{half} ({one['seeds']})"
 
 
 def show(found: list[dict[str, Any]]) -> None:
     for one in found:
         less = one.get("minus random")
-        said = f"   minus random {100 * less['mean']:+.2f} ± {100 * less['half']:.2f}" if less else ""
-        print(
-            f"{one['student']:12s} {one['share']:.2f} {one['select']:10s} {one['figure']:22s}"
-            f" {100 * one['mean']:.2f} ± {100 * one['half']:.2f} ({one['seeds']}){said}"
-        )
+        said = f"   minus random {percent(less, '+')}" if less else ""
+        head = f"{one['student']:12s} {one['share']:.2f} {one['select']:10s} {one['figure']:22s}"
+        print(f"{head} {percent(one)}{said}")
 
 
 def parsed() -> argparse.Namespace:
