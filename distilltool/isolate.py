@@ -6,6 +6,7 @@ plain facts and arrays. It waits no longer than a limit, kills the child beyond 
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -26,7 +27,9 @@ ACCELERATOR_SECONDS = 600.0  # the same on a device that compiles the model firs
 BYTES_A_SECOND = 20e6  # a large file may take longer: as slow as a disk in a network
 RUN_SECONDS = 120.0  # for one batch, at least
 IMAGE_SECONDS = 20.0  # for each image of a batch, where that is more
-MEMORY = 6 << 30  # bytes of address space for the model's work, beyond three times its files
+MEMORY = 6 << 30  # bytes of address space for the model's work, beyond what a fresh process has and its files need
+COPIES = 3  # of the weights while a model is opened: as read, as parsed, as laid out for the processor
+LARGEST_FILES = 8 << 30  # bytes of files beside the model that memory is allowed for
 PIPE = 1 << 20  # bytes a pipe holds, as far as the system allows an ordinary user
 FLAGS = ("-I", "-B")  # no environment, no user's site-packages, no compiled files written
 START = "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); from distilltool import isolated; isolated.main()"
@@ -38,8 +41,8 @@ class Failed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a child may take. seconds: to open, and for a batch and each of its images. memory: bytes beyond three
-    times the size of its files, None where the device's driver reserves more than any sensible limit."""
+    """What a child may take. seconds: to open, and for a batch and each of its images. memory: bytes of
+    address space beyond those of a fresh process, None where the device's driver reserves more than any limit."""
 
     open_seconds: float
     run_seconds: float = RUN_SECONDS
@@ -48,10 +51,20 @@ class Limits:
 
 
 def limits_of(path: Path, device: str) -> Limits:
-    """The limits for a file on a device."""
-    size = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*") if one.is_file())
+    """The limits for a file on a device; what lies beside it may hold its weights, under any name."""
+    size = min(sum(_on_disk(one) for one in path.absolute().parent.iterdir()), LARGEST_FILES)
     start = OPEN_SECONDS if device == "cpu" else ACCELERATOR_SECONDS
-    return Limits(open_seconds=start + size / BYTES_A_SECOND, memory=MEMORY if device == "cpu" else None)
+    memory = MEMORY + COPIES * size if device == "cpu" else None
+    return Limits(open_seconds=start + size / BYTES_A_SECOND, memory=memory)
+
+
+def _on_disk(path: Path) -> int:
+    """Bytes that a file takes on disk, so that one full of holes allows for nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return min(found.st_size, found.st_blocks * 512) if stat.S_ISREG(found.st_mode) else 0
 
 
 class Child:

@@ -90,7 +90,7 @@ def _answer(server: Server, request: "Message") -> tuple[dict[str, Any], Any]:
     asked, said = request.header.get("ask"), request.header
     if asked in ("file", "dissect", "open"):
         path = Path(said["path"])
-        _limit_memory(path, said.get("memory"))
+        _limit_memory(said.get("memory"))
         if asked == "file":
             return plain.of_file(read_file(path)), None
         options: Any = plain.unmarked(said["options"])
@@ -167,16 +167,15 @@ def _limit(kind: int, most: int) -> None:
         pass  # a system without it
 
 
-def _limit_memory(path: Path, memory: int | None) -> None:
-    """Address space: what is in use now, three times the files, and what the work may take."""
+def _limit_memory(memory: int | None) -> None:
+    """Address space: what is in use now and so many bytes."""
     if memory is None:
         return
-    files = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*") if one.is_file())
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
         used = 1 << 30
-    _limit(resource.RLIMIT_AS, used + 3 * files + memory)
+    _limit(resource.RLIMIT_AS, used + memory)
 
 
 def _watch(parent: int) -> None:

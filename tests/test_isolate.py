@@ -21,7 +21,7 @@ import distilltool
 from distilltool import plain, wire
 from distilltool.cli import app
 from distilltool.errors import DistillError, OutOfMemory
-from distilltool.isolate import Child, Limits
+from distilltool.isolate import Child, Limits, limits_of
 from distilltool.ledger import Ledger
 from distilltool.teacher import OnnxEmbedder, TeacherOptions, file_of, open_model, open_teacher
 
@@ -365,6 +365,18 @@ def test_arrays_arrive_as_they_were(kind: str, shape: tuple[int, ...]) -> None:
 def test_marks_read_back() -> None:
     values = {"a": (1, [2, (3,)], None), "tuple": {"dict": 1.5, "x": True}, "b": []}
     assert plain.unmarked(plain.marked(values)) == values
+
+
+def test_files_beside_a_model_raise_its_limit_by_what_they_take(tmp_path: Path) -> None:
+    """A model's weights may lie there under any name; a file full of holes is none."""
+    path = onnx_teacher(tmp_path / "a**[b].onnx")
+    before = limits_of(path, "cpu").memory
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(1 << 40)
+    assert limits_of(path, "cpu").memory == before
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * 4096)
+    assert before is not None and limits_of(path, "cpu").memory == before + 3 * (1 << 20)
+    assert isolated(path).embed(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 16)
 
 
 def test_the_flag_on_the_command_line(tmp_path: Path) -> None:
