@@ -76,7 +76,7 @@ class Show:
             return
         self._work = _Work(what=what, total=total, unit=unit, began=time.monotonic(), said=time.monotonic())
         if self._console.is_terminal:
-            self._bar = Progress(*_columns(), console=self._console)
+            self._bar = Progress(*_columns(total), console=self._console)
             self._bar.start()
             self._task = self._bar.add_task(_safe(what), total=total or None, rate="", detail="")
 
@@ -192,7 +192,8 @@ class Show:
             table.add_row("", _safe(found.why))
         if found.preprocess is not None:
             table.add_row("images", _safe(found.description))
-            table.add_row("", _safe(f"said by {found.preprocess['source']}"))
+            source = found.preprocess["source"]
+            table.add_row("", "guessed from its answers" if source == "guessed" else _safe(f"said by {source}"))
         elif found.problem is None:
             table.add_row("images", "nothing says how they are prepared")
         table.add_row("weights", f"{found.params / 1e6:,.2f} M")
@@ -407,7 +408,9 @@ class Show:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
 
 
-def _columns() -> list[ProgressColumn]:
+def _columns(total: int) -> list[ProgressColumn]:
+    if not total:
+        return [TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} {task.fields[rate]}")]
     return [
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
