@@ -8,12 +8,14 @@ from typing import Any
 from distilltool import plain
 from distilltool.errors import DistillError
 from distilltool.graph import Graph, Value, parameters
+from distilltool.inputs import the_image
 from distilltool.isolate import Child
 from distilltool.onnx_file import OnnxFile, check_path, describe, read_model
 from distilltool.preprocess import parse_flags
 from distilltool.report import TensorReport
 from distilltool.roles import Choice, candidates, choose, image_inputs, input_role, is_pair_scorer, role_of
-from distilltool.teacher import TeacherOptions, layout_of, nominal_size, said_of, the_image
+from distilltool.said import layout_of, nominal_size, said_of
+from distilltool.teacher import TeacherOptions
 
 # operators that onnxruntime brings along: ONNX's own, and what its optimisers and exporters write
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}

@@ -14,7 +14,8 @@ from distilltool.images import Photo
 from distilltool.ledger import Ledger
 from distilltool.preprocess import Layout, Preprocess, merge
 from distilltool.progress import Progress
-from distilltool.teacher import OnnxEmbedder, OnnxModel, fixed_size, unknown_preprocess
+from distilltool.said import fixed_size, unknown_preprocess
+from distilltool.teacher import OnnxEmbedder, OnnxModel
 
 SHOWN = 5  # places of a ranking named in an error
 STEP = 8  # images the model is given at once

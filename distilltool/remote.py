@@ -28,7 +28,8 @@ from distilltool.ledger import TeacherKey
 from distilltool.preprocess import Preprocess, parse_flags
 from distilltool.progress import Progress
 from distilltool.roles import choose_declared, input_role
-from distilltool.teacher import TeacherOptions, declared, fixed_size, settle, space_id, to_vectors, unknown_preprocess
+from distilltool.said import declared, fixed_size, settle, unknown_preprocess
+from distilltool.teacher import TeacherOptions, space_id, to_vectors
 
 TOKEN = "DISTILLTOOL_TOKEN"  # environment variable whose value is sent as the bearer token
 CONNECT_SECONDS = 10.0

@@ -1,7 +1,6 @@
 """Open any ONNX file that turns an image into a vector: a teacher, or a student we exported."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 from distilltool import plain
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, OutOfMemory
-from distilltool.graph import Graph, Shape, Value
+from distilltool.graph import Graph, Value
 from distilltool.hazards import check_graph, check_sizes
 from distilltool.images import workers
+from distilltool.inputs import as_text, settings_of, spread, the_image
 from distilltool.isolate import Child
 from distilltool.ledger import TeacherKey
 from distilltool.onnx_file import (
@@ -27,16 +27,14 @@ from distilltool.onnx_file import (
     read_model,
     settle_external,
 )
-from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, parse_flags
-from distilltool.roles import Choice, choose, image_inputs, input_role, is_pair_scorer, said_by_head
+from distilltool.preprocess import Preprocess, parse_flags
+from distilltool.roles import Choice, choose
 from distilltool.runtime import RUNTIME_ERRORS, Runner, is_memory, open_session
+from distilltool.said import fixed_size, layout_of, nominal_size, said_of, settle, unknown_preprocess
 
 SPACE_KEY = "distilltool.space_id"
-SIDECARS = ("preprocessor_config.json", "open_clip_config.json", "config.json")
-DTYPES = ("float32", "float16", "uint8")
 POOLS = ("avg", "max", "gem", "cls")
 GEM_POWER = 3.0  # Radenovic et al. 2018, the value GeM is trained from
-USUAL_SIDE = 224  # what a network of free size was most likely trained at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,7 +316,7 @@ def open_model(
     shapes = graph.shapes(image.name, nominal, layout_of(image))
     check_sizes(path, shapes)
     choice = choose(graph, image.name, shapes, options.output, options.pool)
-    feeds = _settings(path, graph, choice, image, options.inputs)
+    feeds = settings_of(path, graph, choice, image, options.inputs)
     whole = {one.name for one in graph.outputs} >= {choice.tensor} and len(graph.inputs) == 1 + len(feeds)
     whole = whole and not any(one.is_symlink() for one in file.external)
     part = None if whole else graph.cut(choice.tensor)
@@ -329,7 +327,7 @@ def open_model(
         file=file,
         choice=choice,
         image=image,
-        settings=tuple(sorted(f"{name}={_text(value)}" for name, (value, _) in feeds.items())),
+        settings=tuple(sorted(f"{name}={as_text(value)}" for name, (value, _) in feeds.items())),
         said=said,
         dim=_dim(shapes.get(choice.tensor), choice, layout_of(image)),
         provider=str(session.get_providers()[0]),
@@ -377,123 +375,10 @@ def _runner(
     runner = Runner(session)
 
     def run(batch: NDArray[Any]) -> NDArray[Any]:
-        extra = {name: _spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
+        extra = {name: spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
         return runner.run(output, {image.name: batch, **extra})
 
     return run
-
-
-def _spread(value: NDArray[Any], shape: Shape, count: int) -> NDArray[Any]:
-    """A setting in the shape that the graph declares, a free first axis being the batch."""
-    sides = [side if isinstance(side, int) else (count if place == 0 else 1) for place, side in enumerate(shape)]
-    return np.ascontiguousarray(np.broadcast_to(value, sides))
-
-
-def the_image(path: Path, graph: Graph) -> Value:
-    """The one input that takes images; a pair scorer and what takes none are errors that say so."""
-    images = image_inputs(graph)
-    seen = ", ".join(f"{one.name} {_shape(one)} {one.dtype}" for one in graph.inputs)
-    if is_pair_scorer(graph):
-        raise DistillError(
-            f"{path} is a pair scorer: it wants two images at once ({seen})",
-            "a model that embeds one image at a time is needed; pairwise teachers are not supported yet",
-        )
-    if len(images) != 1:
-        four = [one for one in graph.inputs if one.shape is not None and len(one.shape) == 4]
-        if len(four) == 1 and four[0].dtype not in DTYPES:
-            raise DistillError(
-                f"the input {four[0].name} of {path} is {four[0].dtype}", f"inputs may be {', '.join(DTYPES)}"
-            )
-        if len(four) == 1 and isinstance((four[0].shape or (0, 0))[1], int):
-            raise DistillError(
-                f"the input {four[0].name} is {_shape(four[0])}, with {(four[0].shape or (0, 0))[1]} channels",
-                "give a model for RGB images",
-            )
-        raise DistillError(
-            f"{path} does not take one image batch; its inputs are {seen}",
-            "give a model whose image input is (N, 3, H, W) or (N, H, W, 3)",
-        )
-    return images[0]
-
-
-def _shape(value: Value) -> str:
-    return "×".join("?" if side is None else str(side) for side in value.shape or ())
-
-
-def layout_of(image: Value) -> str:
-    """NCHW or NHWC, by where an input's three channels are."""
-    shape = image.shape or ()
-    if len(shape) != 4 or shape[1] == 3:
-        return "NCHW"
-    return "NHWC" if shape[3] == 3 or "channel" in str(shape[3]).lower() else "NCHW"  # "num_channels", as hubs name it
-
-
-def fixed_size(image: Value) -> tuple[int, int] | None:
-    """Height and width where an input's shape fixes them."""
-    shape = image.shape or ()
-    height, width = shape[1:3] if layout_of(image) == "NHWC" else shape[2:4]
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
-
-
-def nominal_size(image: Value, wanted: tuple[int, int] | None, said: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Height and width to infer shapes with: the graph's own, those asked for, those said, else the usual."""
-    if (fixed := fixed_size(image)) is not None:
-        return fixed
-    if wanted is not None:
-        return wanted
-    return next((tuple(one["size"]) for one in said if "size" in one), (USUAL_SIDE, USUAL_SIDE))
-
-
-def _settings(
-    path: Path, graph: Graph, choice: Choice, image: Value, given: Sequence[str]
-) -> dict[str, tuple[NDArray[Any], Value]]:
-    """Values for the inputs that the embedding depends on beside the image, each as `name=value` said it."""
-    wanted = {one.name: one for one in graph.needed_inputs(choice.tensor) if one.name != image.name}
-    said = dict(_split_setting(text) for text in given)
-    unknown = sorted(set(said) - {one.name for one in graph.inputs})
-    if unknown:
-        others = [one.name for one in graph.inputs if one.name != image.name]
-        raise DistillError(
-            f"{path.name} has no input {unknown[0]!r} to set", f"its other inputs are {', '.join(others) or 'none'}"
-        )
-    for one in wanted.values():
-        if input_role(one) != "setting":
-            raise DistillError(
-                f"{choice.tensor} of {path.name} also depends on {one.name} ({_shape(one)} {one.dtype})",
-                "name an --output that depends on the image alone; inspect --tensors lists them",
-            )
-        if one.name not in said:
-            raise DistillError(
-                f"{path.name} also wants {one.name} ({_shape(one) or 'one'} {one.dtype})",
-                f"say it with --input {one.name}={'false' if one.dtype == 'bool' else '1'}",
-            )
-    return {name: (_parse_setting(one, said[name]), one) for name, one in wanted.items()}
-
-
-def _split_setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise DistillError(f"--input {text} is no setting", "write --input name=value, e.g. --input training=false")
-    return name.strip(), value.strip()
-
-
-def _parse_setting(info: Value, text: str) -> NDArray[Any]:
-    """One value, or several with commas between, in the type of the input."""
-    words = {"true": 1, "false": 0, "yes": 1, "no": 0}
-    try:
-        numbers = [words[part.lower()] if part.lower() in words else float(part) for part in text.split(",")]
-        value = np.asarray(numbers if len(numbers) > 1 else numbers[0]).astype(info.dtype)
-        _spread(value, info.shape or (), 1)
-    except (ValueError, TypeError):
-        raise DistillError(
-            f"--input {info.name}={text} does not fit {_shape(info) or 'one'} {info.dtype}",
-            "write a number, true or false, or several with commas between",
-        ) from None
-    return value
-
-
-def _text(value: NDArray[Any]) -> str:
-    return ",".join(f"{one:g}" if value.dtype.kind == "f" else str(one) for one in value.ravel().tolist())
 
 
 def _dim(value: Value | None, choice: Choice, layout: str) -> int | None:
@@ -508,84 +393,6 @@ def _dim(value: Value | None, choice: Choice, layout: str) -> int | None:
     return several[0] if several and isinstance(several[0], int) else None
 
 
-def said_of(file: OnnxFile, graph: Graph, image: Value) -> tuple[dict[str, Any], ...]:
-    """What metadata, sidecar and graph say of preprocessing, the most believed first."""
-    said = (_said_by_metadata(file), _said_by_sidecar(file.path), _said_by_graph(graph, image))
-    return tuple(one for one in said if one)
-
-
 def resolve(model: OnnxModel, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
     """Lay the sources over each other; None where none says how pixels are scaled."""
     return settle(model.file.path.name, model.size, sources)
-
-
-def settle(name: str, fixed: tuple[int, int] | None, sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
-    """One preprocessing out of what was said, the most believed first; None where none says how pixels are scaled.
-
-    name: of the model, for messages. fixed: height and width that it takes and no other, None where they are free.
-    """
-    if fixed is None and not any("size" in source for source in sources):
-        sources = [*sources, {"size": (USUAL_SIDE, USUAL_SIDE)}]
-    found = merge(sources)
-    if found is not None and fixed is not None and fixed != found.size:
-        raise DistillError(
-            f"{name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says {found.size[0]}x{found.size[1]}",
-            f"use --preprocess size={fixed[0]}x{fixed[1]}",
-        )
-    return found
-
-
-def unknown_preprocess(name: str, seen: str = "", likeliest: str = "") -> DistillError:
-    """The error where nothing says how images are prepared. seen: what a guess came to, and its flags."""
-    first = f"say {likeliest} if that is right, else" if likeliest else "say it with"
-    return DistillError(
-        f"nothing says how {name} wants its images prepared{seen}",
-        f"{first} --preprocess {'|'.join(PRESETS)}, a sidecar FILE, or single fields such as "
-        f"--preprocess scale=1/255 --preprocess mean=0.5,0.5,0.5 --preprocess std=0.5,0.5,0.5",
-    )
-
-
-def _said_by_metadata(file: OnnxFile) -> dict[str, Any]:
-    if METADATA_KEY not in file.metadata:
-        return {}
-    try:
-        values = json.loads(file.metadata[METADATA_KEY])
-        values.pop("source", None)
-    except (ValueError, AttributeError):
-        raise DistillError(
-            f"the metadata {METADATA_KEY} of {file.path.name} is no JSON object", "say it with --preprocess instead"
-        ) from None
-    return {**values, "said_by": "metadata of the model"}
-
-
-def _said_by_sidecar(path: Path) -> dict[str, Any]:
-    """A sidecar file beside the model, or one folder up as model hubs lay out onnx/model.onnx."""
-    folders = [path.parent, path.parent.parent] if path.parent.name == "onnx" else [path.parent]
-    for folder in folders:
-        for name in SIDECARS:
-            try:
-                values = json.loads((folder / name).read_text("utf-8"))
-            except (OSError, ValueError, RecursionError):
-                continue
-            found = from_sidecar(values) if isinstance(values, dict) else None
-            if found:
-                return {**found, "said_by": f"sidecar {name}"}
-    return {}
-
-
-def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
-    """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
-    said, head = declared(image), said_by_head(graph, image.name)
-    if image.dtype == "uint8":  # bytes go in as they are; their order is all that is left to say
-        return said | ({"channels": head["channels"]} if "channels" in head else {})
-    return said | head
-
-
-def declared(image: Value) -> dict[str, Any]:
-    """Layout, dtype and fixed size of an input; a uint8 one also says that pixels go in as they are."""
-    said: dict[str, Any] = {"layout": layout_of(image), "dtype": image.dtype}
-    if (size := fixed_size(image)) is not None:
-        said["size"] = size
-    if image.dtype == "uint8":
-        said |= {"scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "said_by": "graph (uint8 input)"}
-    return said
