@@ -351,7 +351,7 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
     bare.ClearField("functions")
     graph, old = bare.graph, model.graph
     graph.name = old.name
-    graph.node.extend(node for node in old.node if node.op_type != "Range")  # onnx would count it out, however far
+    graph.node.extend(old.node)
     graph.input.extend(old.input)
     graph.output.extend(old.output)
     graph.value_info.extend(old.value_info)

@@ -368,7 +368,7 @@ class Show:
                 f"images, {one.time}" + ("" if one.outcome else ", not finished")
             )
         self._console.print(
-            f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {escape(found.store)}", style="dim"
+            f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {_safe(found.store)}", style="dim"
         )
 
     def _ledger_verify(self, found: Any) -> None:
@@ -379,7 +379,7 @@ class Show:
             more = f" and {len(found.faults) - 1:,} more (--json lists them all)" if len(found.faults) > 1 else ""
             self.error(DistillError(f"the ledger {found.store} is damaged", f"{found.faults[0]}{more}"))
         else:
-            self._console.print(f"[green]sound[/] {counts}: {escape(found.store)}", soft_wrap=True)
+            self._console.print(f"[green]sound[/] {counts}: {_safe(found.store)}", soft_wrap=True)
         for one in found.coverage:
             self._console.print(
                 f"{one.sha256[:12]} {_safe(one.output)}: {one.known:,} of these images answered, "
@@ -391,7 +391,7 @@ class Show:
     def _ledger_export(self, found: Any) -> None:
         self._console.print(
             f"[green]written[/] {found.rows:,} answers of {_teachers(found.teachers)}, {found.bytes / 1e6:,.1f} MB: "
-            f"{escape(found.file)}",
+            f"{_safe(found.file)}",
             soft_wrap=True,
         )
 
@@ -456,7 +456,7 @@ def _convention(place: dict[str, Any]) -> str:
 
 def _certainty(guess: dict[str, Any]) -> str:
     if not guess["clear"]:
-        return f"[yellow]cannot tell[/] from {guess['images']} images: {escape(guess['why'])}"
+        return f"[yellow]cannot tell[/] from {guess['images']} images: {_safe(guess['why'])}"
     ahead = "nothing comes near" if guess["margin"] is None else f"{guess['margin']:.1f} standard errors ahead"
     return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 

@@ -65,6 +65,17 @@ def count() -> onnx.ModelProto:
     return _added([NODE("Range", ["from", "to", "step"], ["big"])], ends)
 
 
+def count_computed() -> onnx.ModelProto:
+    """The numbers from 0 to 2^39, a product of numbers that are harmless each."""
+    nodes = [
+        NODE("Shape", ["images"], ["shape"]),
+        NODE("Gather", ["shape", "first"], ["n"]),
+        *(NODE("Mul", [one, "many"], [two]) for one, two in (("n", "a"), ("a", "b"), ("b", "to"))),
+        NODE("Range", ["from", "to", "step"], ["big"]),
+    ]
+    return _added(nodes, {"from": np.array(0), "step": np.array(1), "first": np.array(0), "many": np.array(2**13)})
+
+
 def grow(numbers: int) -> onnx.ModelProto:
     """So many float32 numbers for each image, their count made at run time, where no reader can see it."""
     nodes = [

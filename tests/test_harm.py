@@ -169,6 +169,13 @@ def test_bombs(model: Callable[[], onnx.ModelProto], said: str, tmp_path: Path) 
     assert said in refused(saved(tmp_path / "m.onnx", model()))
 
 
+def test_a_range_that_is_computed(tmp_path: Path) -> None:
+    """Reading the graph must not count it out; onnxruntime says that it has no room for it."""
+    teacher = open_teacher(saved(tmp_path / "m.onnx", bombs.count_computed()), TeacherOptions(preprocess=PRE))
+    with pytest.raises(DistillError, match="memory"):
+        teacher.embed(np.zeros((1, 8, 8, 3), np.uint8))
+
+
 def test_functions_that_call_each_other(tmp_path: Path) -> None:
     model = bombs.laughs(3)
     model.functions[2].node[0].op_type, model.functions[2].node[0].domain = "f0", "ha"
