@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 # onnxruntime's wheels report their use to Microsoft and keep a device id below HOME unless this is set before loading
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DistillError", "distill", "evaluate", "export", "inspect", "load_student", "query"]
 
 if TYPE_CHECKING:
