@@ -2,8 +2,8 @@
 
     python benchmarks/isolation.py MODEL.onnx [--batch 32] [--rounds 24] [--json OUT]
 
-Prints the ratio of the times of a batch, isolated over plain (median of the rounds and its quartiles), and the seconds that
-opening takes longer. The two give the same vectors, which is checked.
+Prints the ratio of the times of a batch, isolated over plain (median of the rounds and its quartiles), and the seconds
+that opening takes longer. The two give the same vectors, which is checked.
 """
 
 import argparse

@@ -166,7 +166,8 @@ class Show:
         table.add_row("format", _safe(f"opset {found.opset} (IR {found.ir_version}; {domains})"))
         for what, ends in (("input", found.inputs), ("output", found.outputs)):
             for one in ends:
-                table.add_row(what, _tensor(one, one.name == found.embedding))
+                why = f" [dim]({_safe(one.why)})[/]" if what == "output" and one.why else ""
+                table.add_row(what, _tensor(one, one.name == found.embedding) + why)
         self._inspect_reading(table, found)
         if found.guess is not None:
             for place, one in enumerate(found.guess["ranking"]):
