@@ -24,6 +24,7 @@ VERSION = 2
 Ambiguous = Literal["skip", "retry", "fail"]  # what becomes of claims whose process is gone without an answer
 AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
+PROBED_BY = "probed by"  # in place of an outcome while there is none: the process that is at it
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
 ROOM = 1 << 20  # bytes of disk left free beside that
@@ -160,21 +161,28 @@ class Ledger:
         """What probing this teacher for its preprocessing came to; None where it was never finished."""
         row = self._row("SELECT outcome FROM guesses WHERE sha256=? AND output=?", (sha256, output))
         found: dict[str, Any] | None = json.loads(row[0]) if row else None
-        return found or None
+        return None if not found or PROBED_BY in found else found
+
+    def guess_elsewhere(self, sha256: str, output: str) -> bool:
+        """Whether another process is probing this teacher right now."""
+        row = self._row("SELECT outcome, time FROM guesses WHERE sha256=? AND output=?", (sha256, output))
+        return row is not None and self._is_alive(json.loads(row[0]).get(PROBED_BY), row[1])
 
     def reserve_guess(self, sha256: str, output: str, wanted: int, passes: int, budget: int | None) -> int:
         """Pay for probing so many images before the first is asked about; returns for how many the budget was enough.
 
         A stop while probing leaves them paid without an outcome, and the next attempt is paid again. passes: how often
-        each image is put to the teacher. budget: as in `claim`.
+        each image is put to the teacher. budget: as in `claim`. 0 where another process has reserved it and lives.
         """
         with self._transaction():
+            if self.guess_elsewhere(sha256, output):
+                return 0
             granted = wanted if budget is None else max(0, min(wanted, budget - self.spent(sha256)))
             if granted:
                 self._db.execute(
-                    "INSERT INTO guesses VALUES (?, ?, ?, ?, '{}', ?) ON CONFLICT DO UPDATE SET "
-                    "asked=asked+excluded.asked, passes=excluded.passes, outcome='{}', time=excluded.time",
-                    (sha256, output, granted, passes, time.time()),
+                    "INSERT INTO guesses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "asked=asked+excluded.asked, passes=excluded.passes, outcome=excluded.outcome, time=excluded.time",
+                    (sha256, output, granted, passes, json.dumps({PROBED_BY: self._owner}), time.time()),
                 )
         return granted
 

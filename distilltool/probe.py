@@ -1,5 +1,6 @@
 """Find out how a model wants its images where nothing says it: probe it, pay for that, remember the outcome."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from distilltool.teacher import OnnxEmbedder, OnnxModel
 
 SHOWN = 5  # places of a ranking named in an error
 STEP = 8  # images the model is given at once
+POLL = 0.2  # seconds between two looks at what another process is doing
 
 
 def settle(
@@ -35,6 +37,7 @@ def settle(
     remembered in the ledger: no model is probed twice, unless it was with too few images.
     """
     sha256 = model.file.sha256
+    _wait_for_others(model, ledger, progress)
     outcome = ledger.guess(sha256, model.output)
     if outcome is None or _worth_another_try(outcome, len(photos)):
         outcome = _probe(model, said, photos, ledger, ledger.budget(sha256, budget), progress)
@@ -47,6 +50,14 @@ def settle(
         f"{outcome['images']} images: {outcome['best']} ({_lead(outcome)}). To fix it: {flags}"
     )
     return found
+
+
+def _wait_for_others(model: OnnxModel, ledger: Ledger, progress: Progress) -> None:
+    """Let another process finish that is probing the same teacher: its outcome serves us too."""
+    if ledger.guess_elsewhere(model.file.sha256, model.output):
+        progress.note("another process is probing this teacher; waiting for its outcome")
+    while ledger.guess_elsewhere(model.file.sha256, model.output):
+        time.sleep(POLL)
 
 
 def look(
@@ -139,6 +150,8 @@ def _probe(
         why = f"the budget of {budget} leaves {max(0, left)}" if left < len(chosen) else f"there are {left} here"
         raise unknown_preprocess(model.file.path.name, f", and guessing takes {guess.FEWEST} images or more ({why})")
     granted = ledger.reserve_guess(model.file.sha256, model.output, len(chosen), 0, budget)
+    if granted < guess.FEWEST:  # another process was quicker
+        raise DistillError("another process began to probe this teacher", "run the same command again")
     opened = [(photo, images.decode(photo.path)) for photo in chosen[:granted]]
     good = [(photo, picture) for photo, picture in opened if not isinstance(picture, str)]
     ranking = look(model, said, [picture for _, picture in good], progress)

@@ -1,6 +1,8 @@
 """A preprocessing that nobody wrote down: guessed from the teacher's answers, paid for once, kept, recorded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,37 @@ def test_probes_count_against_the_budget(tmp_path: Path, textures: Path) -> None
         distilltool.query(teacher, textures, store=tmp_path / "b.sqlite", budget=5)
     with Ledger.open(tmp_path / "b.sqlite") as ledger:
         assert ledger.spent(read_file(teacher).sha256) == 0
+
+
+def test_two_processes_make_one_guess(tmp_path: Path, textures: Path) -> None:
+    """The second waits for the first one's outcome: every image is paid for once."""
+    teacher, store = picky(tmp_path / "t.onnx"), tmp_path / "l.sqlite"
+    code = (
+        "import sys, distilltool\n"
+        "from distilltool import guess\n"
+        "guess.FEWEST, guess.MOST, guess.FOUND = 12, 16, 0.6\n"
+        "print(distilltool.query(sys.argv[1], sys.argv[2], store=sys.argv[3]).teacher.preprocess['source'])\n"
+    )
+    words = [sys.executable, "-c", code, str(teacher), str(textures), str(store)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [one.communicate(timeout=120)[0].strip() for one in both] == ["guessed"] * 2
+    with Ledger.open(store) as ledger:
+        assert ledger.spent(read_file(teacher).sha256) == COUNT
+
+
+def test_a_guess_that_was_killed_is_made_again(tmp_path: Path, textures: Path) -> None:
+    """A reservation whose process is gone holds nobody up; what it may have asked stays paid."""
+    teacher, store = picky(tmp_path / "t.onnx"), tmp_path / "l.sqlite"
+    code = (
+        "import sys, os\n"
+        "from pathlib import Path\n"
+        "from distilltool.ledger import Ledger\n"
+        "Ledger.open(Path(sys.argv[1])).reserve_guess(sys.argv[2], 'embedding', 16, 0, None)\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store), read_file(teacher).sha256], check=False)
+    report = distilltool.query(teacher, textures, store=store)
+    assert report.teacher.preprocess["source"] == "guessed" and report.spent == COUNT + 16
 
 
 def test_what_is_not_clear_is_an_error_with_the_ranking(tmp_path: Path, textures: Path) -> None:
