@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distilltool.errors import DistillError
 from distilltool.images import Inventory
-from distilltool.ledger import Ledger
+from distilltool.ledger import PROBED_BY, Ledger
 from distilltool.progress import Progress
 from distilltool.report import (
     LedgerCoverage,
@@ -78,10 +78,16 @@ def show(ledger: Ledger) -> LedgerShowReport:
         bytes=ledger.size(),
         teachers=tuple(_teacher(row, counts.get(row[0], NOTHING), spent[row[1]], budgets.get(row[1])) for row in rows),
         guesses=tuple(
-            LedgerGuess(sha256=r[0], output=r[1], asked=r[2], passes=r[3], time=_iso(r[4]), outcome=_json(r[5]))
+            LedgerGuess(sha256=r[0], output=r[1], asked=r[2], passes=r[3], time=_iso(r[4]), outcome=_outcome(r[5]))
             for r in guesses
         ),
     )
+
+
+def _outcome(text: str) -> Any:
+    """What a guess came to, empty while it is not finished."""
+    found = _json(text)
+    return {} if isinstance(found, dict) and PROBED_BY in found else found
 
 
 COUNTS = (
