@@ -11,8 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,13 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 
 
 def open_rgb(
-    source: str | Path | bytes, least: int = 0, one_large: AbstractContextManager[Any] | None = None
+    source: str | Path | bytes, least: int = 0, before_large: Callable[[], object] | None = None
 ) -> Image.Image:
     """Decode one image (the first frame) upright and in RGB; transparency is laid on white.
 
     least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as no side gets shorter than
-    this, which is several times faster; 0 is always the whole size. one_large: held while an image of more than 20
-    million pixels is in memory, a lock between threads.
+    this, which is several times faster; 0 is always the whole size. before_large: called before an image of more
+    than 20 million pixels is unpacked, so that threads can do so one after the other.
     Raises OSError where the bytes are no complete image of a known format, ValueError where it is too large.
     """
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -43,11 +42,12 @@ def open_rgb(
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} million")
         if least:
             image.draft("RGB", (least, least))
-        with one_large if one_large and image.width * image.height > LARGE_PIXELS else nullcontext():
-            image.load()  # a TIFF is turned upright by this, and loses its tag
-            turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
-            rgb = to_rgb(image)
-            return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
+        if before_large and image.width * image.height > LARGE_PIXELS:
+            before_large()
+        image.load()  # a TIFF is turned upright by this, and loses its tag
+        turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
+        rgb = to_rgb(image)
+    return rgb if turn is None else rgb.transpose(Image.Transpose(turn))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

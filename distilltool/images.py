@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -197,10 +198,16 @@ def _odd(path: Path) -> str | None:
 
 def decode(path: Path, least: int = 0) -> Image.Image | str:
     """Decode one file to upright RGB, or say in a few words why not. least: as of `deploy.open_rgb`."""
+    with ExitStack() as alone:
+        return _decode(path, least, alone)
+
+
+def _decode(path: Path, least: int, alone: ExitStack) -> Image.Image | str:
+    """As `decode`; a large image takes the lock that `alone` lets go of once nothing of it is in memory."""
     if (odd := _odd(path)) is not None:
         return odd
     try:
-        return deploy.open_rgb(path, least, LARGE)
+        return deploy.open_rgb(path, least, lambda: alone.enter_context(LARGE))
     except UnidentifiedImageError:
         return "is no image of a known format"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -224,13 +231,16 @@ def decode(path: Path, least: int = 0) -> Image.Image | str:
 
 def prepare(path: Path, preprocess: Preprocess) -> NDArray[np.uint8] | str:
     """Decode and resize one file → (H, W, 3) uint8, or the reason why not."""
-    image = decode(path)
-    if isinstance(image, str):
-        return image
-    try:
-        return preprocess.prepare(image)
-    except (MemoryError, ValueError) as error:  # a strip of 20,000 x 1 pixels, brought to a short side of 224
-        return f"cannot be resized ({str(error) or type(error).__name__})"
+    with ExitStack() as alone:
+        image = _decode(path, 0, alone)
+        if isinstance(image, str):
+            return image
+        try:
+            return preprocess.prepare(image)
+        except (MemoryError, ValueError) as error:  # a strip of 20,000 x 1 pixels, brought to a short side of 224
+            return f"cannot be resized ({str(error) or type(error).__name__})"
+        finally:
+            del image
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int = 0, depth: int = 64) -> Iterator[Result]:
