@@ -19,6 +19,7 @@ from distilltool.defaults import (
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
+    MOST_QUERIES,
     OPSET,
     RECIPE,
     RUNS,
@@ -121,6 +122,7 @@ def query(
     Raises DistillError for what the user can mend, Interrupted after Ctrl-C.
     """
     watch = progress or Silent()
+    extensions.find("distilltool.selection", "selection", select)
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
     options = _options(preprocess, output, pool, inputs, device, isolate)
     taken = cache(lambda: _take_stock(images_dir))
@@ -350,12 +352,14 @@ def ledger_export(
     *,
     store: str | Path = STORE,
     teacher: str | None = None,
+    number: int | None = None,
     images_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LedgerExportReport:
     """Write a ledger's answers to `out`, .parquet, .npz or .csv, which `query --import` reads.
 
-    teacher: how the sha256 of its file begins; None is all. images_dir: where the images are, for their paths.
+    teacher: how the sha256 of its file begins; number: as `ledger_show` gives it; None is all. images_dir: where the
+    images are, for their paths.
     """
     from distilltool.stages import audit
 
@@ -364,7 +368,7 @@ def ledger_export(
     base = base if base.is_dir() else base.parent
     paths = {} if stock is None else {photo.sha256: photo.path.relative_to(base) for photo in stock.photos}
     with Ledger.read(Path(store)) as ledger:
-        return audit.export(ledger, Path(out), teacher or "", paths, progress or Silent())
+        return audit.export(ledger, Path(out), teacher or "", number, paths, progress or Silent())
 
 
 def _teacher_of(
@@ -456,8 +460,10 @@ def _open(
 ) -> Teacher:
     """The teacher as the user names it, with one line on what was understood of it."""
     if is_address(str(teacher)):
+        _refuse_for(options, "a model on a server")
         return _open_served(str(teacher), options, timeout, progress)
     if is_vectors(Path(teacher)):
+        _refuse_for(options, "a file of answers")
         return _open_bought(Path(teacher), options, progress)
     embedder = open_teacher(Path(teacher), options, guess=guess)
     progress.note(
@@ -465,6 +471,23 @@ def _open(
         f"images {embedder.preprocess.describe()} ({embedder.preprocess.source})"
     )
     return embedder
+
+
+def _refuse_for(options: TeacherOptions, kind: str) -> None:
+    """Flags that are for a model that runs here, said of one that does not."""
+    said = [
+        name
+        for name, given in (
+            ("--input", options.inputs),
+            ("--device", options.device != DEVICE),
+            ("--isolate", options.isolate),
+        )
+        if given
+    ]
+    if said:
+        raise DistillError(
+            f"{' and '.join(said)} mean nothing for {kind}", "they are for models that run here", Exit.USAGE
+        )
 
 
 def _open_served(teacher: str, options: TeacherOptions, timeout: float, progress: Progress) -> Teacher:
@@ -514,7 +537,8 @@ def _terms(budget: int | None, max_cost: float | None, price: float | None, ambi
             )
         if not (math.isfinite(max_cost) and max_cost >= 0):
             raise DistillError(f"--max-cost {max_cost:g} is no amount", "give a number, 0 or more", Exit.USAGE)
-        bought = math.floor(max_cost / price * (1 + 1e-9))  # 0.3 buys 3 at 0.1, though 0.3 / 0.1 is a little less
+        afforded = max_cost / price * (1 + 1e-9)  # 0.3 buys 3 at 0.1, though 0.3 / 0.1 is a little less
+        bought = math.floor(min(afforded, MOST_QUERIES))
         budget = bought if budget is None else min(budget, bought)
     for known in AMBIGUOUS:
         if ambiguous == known:
@@ -542,6 +566,12 @@ def _query(
         if plan:
             raise DistillError(
                 "--plan forecasts what asking takes, and answers bought elsewhere are not asked for",
+                "leave it away: importing costs nothing",
+                Exit.USAGE,
+            )
+        if terms.budget is not None or terms.price is not None:
+            raise DistillError(
+                "a budget means nothing for answers bought elsewhere",
                 "leave it away: importing costs nothing",
                 Exit.USAGE,
             )

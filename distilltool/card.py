@@ -40,7 +40,8 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         "",
         "## Latency",
         "",
-        f"On {report.machine['cpu']}, onnxruntime {report.machine['onnxruntime']}, CPU, copies none, batch 1:",
+        f"On {report.machine['cpu']}, onnxruntime {report.machine['onnxruntime']}, CPU, copies none, "
+        f"batch {variant.latency[0].batch}:",
         "",
         *_latency(report),
         "",

@@ -14,6 +14,7 @@ from distilltool.defaults import (
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
+    MOST_QUERIES,
     OPSET,
     RECIPE,
     SELECTION,
@@ -89,10 +90,13 @@ Ambiguous = Annotated[
         show_default=False,
     ),
 ]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds a server may take for one batch.")]
+Timeout = Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds a server may take for one batch.")]
 Store = Annotated[Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.")]
 Budget = Annotated[
-    int | None, typer.Option(min=1, help="The most the teacher may ever be asked in this ledger.", show_default=False)
+    int | None,
+    typer.Option(
+        min=1, max=MOST_QUERIES, help="The most the teacher may ever be asked in this ledger.", show_default=False
+    ),
 ]
 Pre = Annotated[
     list[str],
@@ -102,8 +106,9 @@ Pre = Annotated[
         default_factory=list,
         show_default=False,
         help=(
-            "How the teacher wants its images: imagenet, clip, tf, caffe, a JSON FILE, or field=value (size, resize, "
-            "resize_to, interpolation, scale, mean, std, channels, layout, dtype). May be repeated; later ones win."
+            "How the teacher wants its images: imagenet, clip, tf, unit, raw, raw-bgr, caffe, a JSON FILE, or "
+            "field=value (size, resize, resize_to, interpolation, scale, mean, std, channels, layout, dtype). May be "
+            "repeated; later ones win."
         ),
     ),
 ]
@@ -548,6 +553,10 @@ def ledger_export(
         str | None,
         typer.Option(metavar="SHA", help="Only teachers whose sha256 begins so. (default: all)", show_default=False),
     ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Only the teacher of this number in `ledger show`.", show_default=False),
+    ] = None,
     images: Beside = None,
     store: Store = STORE,
     json: Json = False,
@@ -558,7 +567,7 @@ def ledger_export(
     def work(show: "Show") -> Any:
         from distilltool import api
 
-        return api.ledger_export(out, store=store, teacher=teacher, images_dir=images, progress=show)
+        return api.ledger_export(out, store=store, teacher=teacher, number=number, images_dir=images, progress=show)
 
     _run(work, json, quiet)
 

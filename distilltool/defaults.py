@@ -6,6 +6,7 @@ RUNS = Path("runs")
 STORE = RUNS / "ledger.sqlite"
 EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
 DEVICE = "cpu"
+MOST_QUERIES = 2**53  # no budget is larger
 SERVED_BATCH = 32  # images a server is asked about at once
 RECIPE = "drd"
 SELECTION = "random"

@@ -25,6 +25,7 @@ Ambiguous = Literal["skip", "retry", "fail"]  # what becomes of claims whose pro
 AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 PROBED_BY = "probed by"  # in place of an outcome while there is none: the process that is at it
+PAUSE = 60.0  # seconds between two answers from which they belong to different commands
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
 ROOM = 1 << 20  # bytes of disk left free beside that
@@ -140,7 +141,7 @@ class Ledger:
         with self._transaction():
             self._db.execute(
                 "INSERT INTO teachers (sha256, output, pool, preprocess, source, name) VALUES (?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET name=COALESCE(excluded.name, name)",
+                "ON CONFLICT DO UPDATE SET name=COALESCE(excluded.name, name), source=excluded.source",
                 (*values, key.source, key.name or None),
             )
             row = self._db.execute(
@@ -168,16 +169,28 @@ class Ledger:
         row = self._row("SELECT outcome, time FROM guesses WHERE sha256=? AND output=?", (sha256, output))
         return row is not None and self._is_alive(json.loads(row[0]).get(PROBED_BY), row[1])
 
-    def reserve_guess(self, sha256: str, output: str, wanted: int, passes: int, budget: int | None) -> int:
+    def drop_guess(self, sha256: str, output: str) -> None:
+        """Let go of a reservation of ours that came to nothing. Its images stay paid: it may have been asked."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE guesses SET outcome='{}' WHERE sha256=? AND output=? AND outcome=?",
+                (sha256, output, json.dumps({PROBED_BY: self._owner})),
+            )
+
+    def reserve_guess(
+        self, sha256: str, output: str, wanted: int, passes: int, budget: int | None, least: int = 1
+    ) -> int:
         """Pay for probing so many images before the first is asked about; returns for how many the budget was enough.
 
         A stop while probing leaves them paid without an outcome, and the next attempt is paid again. passes: how often
-        each image is put to the teacher. budget: as in `claim`. 0 where another process has reserved it and lives.
+        each image is put to the teacher. budget: as in `claim`. least: fewer are not
+        granted. 0 where another process has reserved it and lives.
         """
         with self._transaction():
             if self.guess_elsewhere(sha256, output):
                 return 0
             granted = wanted if budget is None else max(0, min(wanted, budget - self.spent(sha256)))
+            granted = granted if granted >= least else 0
             if granted:
                 self._db.execute(
                     "INSERT INTO guesses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
@@ -194,6 +207,19 @@ class Ledger:
                 "excluded.asked), passes=excluded.passes, outcome=excluded.outcome, time=excluded.time",
                 (sha256, output, asked, passes, json.dumps(outcome, sort_keys=True), time.time()),
             )
+
+    def seconds_each(self, teacher: int) -> float | None:
+        """How long an answer took when this teacher was last asked, by the times at which answers came; None where too
+        few did."""
+        rows = self._db.execute(
+            "SELECT time FROM answers WHERE teacher=? AND state='done' AND provider!='imported' "
+            "ORDER BY time DESC LIMIT 1000",
+            (teacher,),
+        )
+        times = np.array([row[0] for row in rows])
+        steps = -np.diff(times)
+        steps = steps[(steps >= 0) & (steps < PAUSE)]
+        return float(steps.sum() / len(steps)) if len(steps) >= 8 and steps.sum() > 0 else None
 
     def budget(self, sha256: str, wanted: int | None) -> int | None:
         """The ceiling for this teacher's file from now on: the one given, else the one given last; None for none."""

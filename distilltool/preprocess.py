@@ -1,6 +1,7 @@
 """How an image becomes what a network is fed: one frozen description, applied the same way everywhere."""
 
 import json
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,7 @@ from distilltool import deploy
 from distilltool.errors import DistillError
 
 METADATA_KEY = "distilltool.preprocess"
+LONGEST = 8192  # pixels of a side
 
 Resize = Literal["stretch", "shortest"]
 Channels = Literal["RGB", "BGR"]
@@ -136,7 +138,11 @@ class Preprocess:
                 raise DistillError(
                     f"preprocessing {name}={getattr(self, name)!r} is unknown", f"use one of {', '.join(allowed)}"
                 )
-        if min(self.size) < 1 or max(self.size) > 8192:
+        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))) or self.scale == 0:
+            raise DistillError(
+                "preprocessing needs finite numbers, and a scale other than 0", "check scale, mean and std"
+            )
+        if min(self.size) < 1 or max(self.size) > LONGEST:
             raise DistillError(f"preprocessing size {self.size} is out of range", "use 1 to 8192 pixels a side")
         if len(self.mean) != 3 or len(self.std) != 3 or 0.0 in self.std:
             raise DistillError(
@@ -297,7 +303,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read preprocessing from a JSON file: ours, or Hugging Face's, timm's or open_clip's sidecar."""
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DistillError(
             f"--preprocess {path} is neither a preset nor a readable JSON file ({error})",
             f"use one of {', '.join(PRESETS)}, a file, or field=value",
@@ -311,11 +317,39 @@ def read_file(path: Path) -> dict[str, Any]:
     return found
 
 
+def partial(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields read from outside, in the types that everything else relies on: a size is two sides, numbers are finite.
+
+    where: what they were read from, for the message.
+    """
+    found = dict(values)
+    try:
+        if found.get("size") is not None:
+            sides = found["size"]
+            pair = (sides, sides) if isinstance(sides, int) else tuple(map(operator.index, sides))
+            if len(pair) != 2 or not all(1 <= side <= LONGEST for side in pair):
+                raise ValueError(f"size {sides}")
+            found["size"] = pair
+        numbers = [found[name] for name in ("scale", "crop_ratio", "resize_to") if found.get(name) is not None]
+        for name in {"mean", "std"} & set(found):
+            given = found[name]
+            numbers += given if isinstance(given, Sequence) else [given]
+        if not all(math.isfinite(float(number)) for number in numbers) or found.get("crop_ratio", 1) <= 0:
+            raise ValueError("a number is not finite or out of range")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DistillError(
+            f"the preprocessing in {where} cannot be read ({error})",
+            "size is [H, W], mean and std are three numbers each, scale is one",
+        ) from None
+    return found
+
+
 def from_sidecar(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Recognise a sidecar's dialect and translate it into partial fields; None where it says nothing of images."""
     try:
-        return _translate(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = _translate(values)
+        return None if found is None else partial(found, "the sidecar file")
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DistillError(
             f"the preprocessing in the sidecar file cannot be read ({type(error).__name__}: {error})",
             "mend the file, or say it with --preprocess",

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distilltool import guess, images
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, Interrupted
 from distilltool.guess import Entry, Ranking
 from distilltool.images import Photo
 from distilltool.ledger import Ledger
-from distilltool.preprocess import Layout, Preprocess, merge
+from distilltool.preprocess import Layout, Preprocess, parse_flags
 from distilltool.progress import Progress
 from distilltool.said import fixed_size, unknown_preprocess
-from distilltool.teacher import OnnxEmbedder, OnnxModel
+from distilltool.teacher import OnnxEmbedder, OnnxModel, resolve
 
 SHOWN = 5  # places of a ranking named in an error
 STEP = 8  # images the model is given at once
@@ -37,13 +37,15 @@ def settle(
     remembered in the ledger: no model is probed twice, unless it was with too few images.
     """
     sha256 = model.file.sha256
-    _wait_for_others(model, ledger, progress)
-    outcome = ledger.guess(sha256, model.output)
-    if outcome is None or _worth_another_try(outcome, len(photos)):
-        outcome = _probe(model, said, photos, ledger, ledger.budget(sha256, budget), progress)
+    outcome = None
+    while outcome is None:
+        _wait_for_others(model, ledger, progress)
+        outcome = ledger.guess(sha256, model.output)
+        if outcome is None or _worth_another_try(outcome, len(photos)):
+            outcome = _probe(model, said, photos, ledger, ledger.budget(sha256, budget), progress)
     if not outcome["clear"]:
         raise _unclear(model, outcome)
-    found = _merged(said, outcome["preprocess"])
+    found = _merged(model, said, outcome["flags"])
     flags = " ".join(f"--preprocess {flag}" for flag in outcome["flags"])
     progress.note(
         f"nothing says how {model.file.path.name} wants its images; guessed from its answers about "
@@ -85,13 +87,14 @@ def look(
     return ranking
 
 
-def guessed(said: Sequence[Mapping[str, Any]], ranking: Ranking) -> Preprocess:
+def guessed(model: OnnxModel, said: Sequence[Mapping[str, Any]], ranking: Ranking) -> Preprocess:
     """What a clear ranking comes to, below what was said."""
-    return _merged(said, outcome_of(ranking)["preprocess"])
+    return _merged(model, said, ranking.best.flags)
 
 
-def _merged(said: Sequence[Mapping[str, Any]], convention: Mapping[str, Any]) -> Preprocess:
-    found = merge([*said, {**convention, "said_by": "guessed"}])
+def _merged(model: OnnxModel, said: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> Preprocess:
+    """What was said, and below it the convention that flags stand for."""
+    found = resolve(model, [*said, {**parse_flags(flags), "said_by": "guessed"}])
     assert found is not None, "a convention says how pixels are scaled"
     return found
 
@@ -104,7 +107,7 @@ def outcome_of(ranking: Ranking) -> dict[str, Any]:
         "why": ranking.why,
         "best": best.name,
         "flags": list(best.flags),
-        "preprocess": {name: value for name, value in best.preprocess.to_dict().items() if name != "source"},
+        "preprocess": best.preprocess.to_dict(),
         "margin": ranking.margin,
         "lead": ranking.lead,
         "images": ranking.images,
@@ -143,22 +146,41 @@ def _probe(
     ledger: Ledger,
     budget: int | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Pay for a probe and make it; None where another process was quicker."""
     chosen = sorted(photos, key=lambda photo: photo.sha256)[: guess.MOST]  # as good as drawn, and the same ones again
     left = len(chosen) if budget is None else min(len(chosen), budget - ledger.spent(model.file.sha256))
     if left < guess.FEWEST:
         why = f"the budget of {budget} leaves {max(0, left)}" if left < len(chosen) else f"there are {left} here"
         raise unknown_preprocess(model.file.path.name, f", and guessing takes {guess.FEWEST} images or more ({why})")
-    granted = ledger.reserve_guess(model.file.sha256, model.output, len(chosen), 0, budget)
-    if granted < guess.FEWEST:  # another process was quicker
-        raise DistillError("another process began to probe this teacher", "run the same command again")
-    opened = [(photo, images.decode(photo.path)) for photo in chosen[:granted]]
+    granted = ledger.reserve_guess(model.file.sha256, model.output, len(chosen), 0, budget, guess.FEWEST)
+    if not granted:  # another process was quicker, with the probe or with the budget
+        return None
+    try:
+        return _paid(model, said, chosen[:granted], ledger, progress)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the guess was stopped: its {granted} images count as asked, nothing of it is kept"
+        ) from None
+    finally:
+        ledger.drop_guess(model.file.sha256, model.output)  # unless an outcome stands in its place
+
+
+def _paid(
+    model: OnnxModel,
+    said: Sequence[Mapping[str, Any]],
+    chosen: Sequence[Photo],
+    ledger: Ledger,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Probe with images that are paid for; the outcome, and the answers under it, are kept."""
+    opened = [(photo, images.decode(photo.path)) for photo in chosen]
     good = [(photo, picture) for photo, picture in opened if not isinstance(picture, str)]
     ranking = look(model, said, [picture for _, picture in good], progress)
     outcome = outcome_of(ranking)
     if ranking.clear:
         _keep(model, said, outcome, good, ledger)
-    ledger.keep_guess(model.file.sha256, model.output, granted, ranking.passes, outcome)
+    ledger.keep_guess(model.file.sha256, model.output, len(chosen), ranking.passes, outcome)
     return outcome
 
 
@@ -170,7 +192,7 @@ def _keep(
     ledger: Ledger,
 ) -> None:
     """Put the probed images' answers under what was found into the ledger: they are paid for already."""
-    found = _merged(said, outcome["preprocess"])
+    found = _merged(model, said, outcome["flags"])
     embedder = OnnxEmbedder(model, found)
     for at in range(0, len(good), STEP):
         some = good[at : at + STEP]

@@ -88,7 +88,7 @@ class PlanReport:
     the unit of the price, None without one."""
 
     queries: int
-    seconds: float
+    seconds: float | None
     memory_bytes: int
     disk_bytes: int
     probed: int
@@ -253,8 +253,9 @@ class ExportReport:
 class LedgerTeacher:
     """What one ledger holds of one teacher. name: its file's, empty where unknown; source: who said the preprocessing;
     asked: questions for these answers; spent: for its file, whatever the output, probes included; times in UTC, ISO
-    8601; bytes: of the vectors."""
+    8601; bytes: of the vectors. number: under which the ledger keeps it."""
 
+    number: int
     sha256: str
     name: str
     output: str

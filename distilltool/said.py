@@ -8,7 +8,7 @@ from typing import Any
 from distilltool.errors import DistillError
 from distilltool.graph import Graph, Value
 from distilltool.onnx_file import OnnxFile
-from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge
+from distilltool.preprocess import METADATA_KEY, PRESETS, Preprocess, from_sidecar, merge, partial
 from distilltool.roles import said_by_head
 
 SIDECARS = ("preprocessor_config.json", "open_clip_config.json", "config.json")
@@ -76,12 +76,14 @@ def _said_by_metadata(file: OnnxFile) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(file.metadata[METADATA_KEY])
-        values.pop("source", None)
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
         raise DistillError(
             f"the metadata {METADATA_KEY} of {file.path.name} is no JSON object", "say it with --preprocess instead"
         ) from None
-    return {**values, "said_by": "metadata of the model"}
+    values.pop("source", None)
+    return {**partial(values, "the model's metadata"), "said_by": "metadata of the model"}
 
 
 def _said_by_sidecar(path: Path) -> dict[str, Any]:

@@ -235,9 +235,10 @@ class Show:
         table.add_row("ledger", _safe(found.store))
         if found.plan is not None:
             plan = found.plan
+            took = "time not known (nothing was asked now)" if plan.seconds is None else _duration(plan.seconds)
             table.add_row(
                 "[bold]forecast[/]",
-                f"{plan.queries:,} more queries, {_duration(plan.seconds)}, "
+                f"{plan.queries:,} more queries, {took}, "
                 f"{plan.memory_bytes / 1e6:,.0f} MB of memory, {plan.disk_bytes / 1e6:,.1f} MB of disk"
                 + (f", cost {plan.cost:,.6g}" if plan.cost is not None else ""),
             )
@@ -321,8 +322,8 @@ class Show:
         self._console.print(table)
         threads = f"{ours.threads} thread" + ("s" if ours.threads > 1 else "")
         self._console.print(
-            f"onnxruntime on the CPU, {threads}, batch 1, {ours.n:,} runs of the student in alternating blocks; "
-            f"cosine of exported to trained student {variant.parity['cosine_min']:.4f} or more",
+            f"onnxruntime on the CPU, {threads}, batch {ours.batch}, {ours.n:,} runs of the student in alternating "
+            f"blocks; cosine of exported to trained student {variant.parity['cosine_min']:.4f} or more",
             style="dim",
         )
         if variant.status == "accepted":
@@ -353,7 +354,7 @@ class Show:
 
     def _ledger_show(self, found: Any) -> None:
         for one in found.teachers:
-            self._console.print(f"[bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=True)
+            self._console.print(f"{one.number}: [bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=True)
             table = _facts()
             table.add_row("output", _output_of(one))
             table.add_row("preprocessing", _safe(one.source or "unknown"))

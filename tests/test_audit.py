@@ -186,7 +186,7 @@ def test_a_parquet_says_where_every_answer_is_from(bought: Path) -> None:
 def test_an_export_that_cannot_be_is_an_error_of_one_line(bought: Path) -> None:
     for words, said in [
         (["a.txt"], "end it with .parquet, .npz, .csv"),
-        (["a.npz"], "choose one with --teacher"),
+        (["a.npz"], "choose one with --number"),
         (["a.csv", "--teacher", "ffffff"], "no answer by a teacher ffffff"),
         (["a.csv", "--store", "none.sqlite"], "there is no ledger"),
         (["l.sqlite/a.csv"], "cannot be written"),

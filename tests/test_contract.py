@@ -44,9 +44,10 @@ FLAGS = {
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},
     "ledger verify": COMMON | {"--store", "--images"},
-    "ledger export": COMMON | {"--store", "--images", "--teacher"},
+    "ledger export": COMMON | {"--store", "--images", "--teacher", "--number"},
 }
 LEDGER_TEACHER = {
+    "number",
     "sha256",
     "name",
     "output",

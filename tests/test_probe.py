@@ -274,3 +274,111 @@ def test_run_and_model_record_it(tmp_path: Path, textures: Path) -> None:
     distilltool.export(tmp_path / "run", seconds=1)
     metadata = {one.key: one.value for one in onnx.load(tmp_path / "run" / "bundle" / "student.onnx").metadata_props}
     assert json.loads(metadata["distilltool.teacher_preprocess"])["source"] == "guessed"
+
+
+def test_a_size_that_was_said_is_not_remembered(tmp_path: Path, textures: Path) -> None:
+    """What is kept of a guess is the convention; the size a user gave belongs to that command alone."""
+    path, store = picky(tmp_path / "t.onnx"), tmp_path / "l.sqlite"
+    said = ["resize=shortest", f"resize_to={SIDE + 4}"]
+    distilltool.query(path, textures, store=store, preprocess=said)
+    again = distilltool.query(path, textures, store=store)
+    assert (again.teacher.preprocess["resize_to"], again.teacher.preprocess["source"]) == (None, "guessed")
+
+
+def test_a_guess_that_fails_holds_nobody_up(tmp_path: Path, textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error while probing lets go of the reservation: another process need not wait for this one's end."""
+    from distilltool import probe
+
+    teacher, store = picky(tmp_path / "t.onnx"), tmp_path / "l.sqlite"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe, "look", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        distilltool.query(teacher, textures, store=store)
+    assert "16 images count" in stop.value.kept
+    with Ledger.open(store) as ledger:
+        assert ledger.guess("x", "embedding") is None
+        rows = list(ledger.select("SELECT outcome, asked FROM guesses"))
+    assert rows == [("{}", 16)]
+
+
+def test_a_plan_after_a_guess_knows_the_time(tmp_path: Path, textures: Path) -> None:
+    """Nothing more is asked, and the answers of the guess say how long one takes."""
+    report = distilltool.query(picky(tmp_path / "t.onnx"), textures, store=tmp_path / "l.sqlite", plan=True)
+    assert report.plan is not None and report.plan.queries == COUNT - report.cached - report.queried
+    assert report.plan.seconds is not None and report.plan.seconds > 0
+
+
+def test_inspect_with_few_images_goes_on(tmp_path: Path, textures: Path) -> None:
+    """Too few to guess with are enough to be timed; only who asks for the ranking is told."""
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "one.bmp").write_bytes((textures / "00.bmp").read_bytes())
+    teacher = picky(tmp_path / "t.onnx")
+    found = distilltool.inspect(teacher, few)
+    assert found.problem is None and found.ms_per_image is not None and found.guess is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[1]", "[" * 200_000, '{"size": ["a", "b"]}', '{"size": 32, "scale": 1, "crop_ratio": 0}', '{"scale": "NaN"}'],
+)
+def test_metadata_that_is_no_preprocessing(tmp_path: Path, textures: Path, metadata: str) -> None:
+    """One line, whatever stands there."""
+    model = onnx.load(picky(tmp_path / "t.onnx"))
+    helper.set_model_props(model, {"distilltool.preprocess": metadata})
+    onnx.save_model(model, tmp_path / "t.onnx")
+    with pytest.raises(distilltool.DistillError):
+        distilltool.query(tmp_path / "t.onnx", textures, store=tmp_path / "l.sqlite")
+
+
+@pytest.mark.parametrize("flag", ["scale=nan", "mean=inf", "std=nan", "scale=0"])
+def test_numbers_that_are_none(tmp_path: Path, textures: Path, flag: str) -> None:
+    """Refused before the teacher is asked."""
+    with pytest.raises(distilltool.DistillError):
+        distilltool.query(picky(tmp_path / "t.onnx"), textures, store=tmp_path / "l.sqlite", preprocess=["tf", flag])
+    assert not (tmp_path / "l.sqlite").exists()
+
+
+def test_a_teacher_that_answers_nothing_finite_is_asked_no_more(tmp_path: Path, textures: Path) -> None:
+    """Eight useless answers are enough."""
+    model = onnx.load(picky(tmp_path / "t.onnx"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(np.nan), "nan"))
+    model.graph.node[-1].output[0] = "fine"
+    model.graph.node.append(helper.make_node("Mul", ["fine", "nan"], ["embedding"]))
+    onnx.save_model(model, tmp_path / "t.onnx")
+    with pytest.raises(distilltool.DistillError, match="not finite"):
+        distilltool.query(tmp_path / "t.onnx", textures, store=tmp_path / "l.sqlite", preprocess=["unit"])
+    with Ledger.open(tmp_path / "l.sqlite") as ledger:
+        assert ledger.spent(read_file(tmp_path / "t.onnx").sha256) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--import", "v.npz", "--input", "a=1"], "mean nothing for a file of answers"),
+        (["--import", "v.npz", "--isolate"], "mean nothing for a file of answers"),
+        (["--import", "v.npz", "--budget", "3"], "budget means nothing"),
+        (
+            ["--teacher-url", "http://127.0.0.1:9/v2/models/x", "--device", "cuda"],
+            "mean nothing for a model on a server",
+        ),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    tmp_path: Path, textures: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than taken in silence."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("v.npz", paths=np.array(["00.bmp"]), vectors=np.ones((1, 4), np.float32))
+    result = CliRunner().invoke(app, ["query", str(textures), *words])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+
+
+def test_the_selection_is_checked_before_anything_is_paid(tmp_path: Path, textures: Path) -> None:
+    """A name that is none costs no probe."""
+    with pytest.raises(distilltool.DistillError, match="no selection"):
+        distilltool.query(picky(tmp_path / "t.onnx"), textures, store=tmp_path / "l.sqlite", select="nonsense")
+    assert not (tmp_path / "l.sqlite").exists()

@@ -100,9 +100,10 @@ NOTHING = (0, 0, 0, 0, 0, None, None)
 
 
 def _teacher(row: Sequence[Any], counts: Sequence[Any], spent: int, budget: int | None) -> LedgerTeacher:
-    _, sha256, name, output, pool, preprocess, source, dim = row
+    number, sha256, name, output, pool, preprocess, source, dim = row
     done, failed, claimed, asked, size, first, last = counts
     return LedgerTeacher(
+        number=number,
         sha256=sha256,
         name=name or "",
         output=output,
@@ -209,10 +210,11 @@ def _coverage(ledger: Ledger, teacher: Row, stock: Inventory) -> LedgerCoverage:
 
 
 def export(
-    ledger: Ledger, out: Path, prefix: str, paths: Mapping[bytes, Path], progress: Progress
+    ledger: Ledger, out: Path, prefix: str, number: int | None, paths: Mapping[bytes, Path], progress: Progress
 ) -> LedgerExportReport:
     """Write the answers of the teachers whose sha256 begins with `prefix`, in the format that `out` ends with.
 
+    number: of the one teacher wanted, as `show` gives it; one file may stand for several, by output and preprocessing.
     paths: where images are, by the sha256 of their bytes. Memory holds a row group at a time.
     """
     began = time.perf_counter()
@@ -220,9 +222,9 @@ def export(
     if kind not in WRITERS:
         raise DistillError(f"{out} is of no format we write", f"end it with {', '.join('.' + one for one in WRITERS)}")
     with ledger.snapshot():
-        teachers = [one for one in _rows(ledger, prefix) if one.done]
+        teachers = [one for one in _rows(ledger, prefix) if one.done and number in (None, one.number)]
         if not teachers:
-            said = f" by a teacher {prefix}..." if prefix else ""
+            said = f" by a teacher {prefix}..." if prefix else f" by teacher {number}" if number is not None else ""
             raise DistillError(f"{ledger.path} holds no answer{said}", "distilltool ledger show lists what there is")
         total = sum(one.done for one in teachers)
         progress.begin("writing", total, "answers")
@@ -314,7 +316,7 @@ def _write_npz(path: Path, teachers: Sequence[Row], answers: Iterator[Answer], p
     if len(teachers) > 1:
         raise DistillError(
             f"an .npz holds the vectors of one teacher, these are of {len(teachers)}",
-            "choose one with --teacher, or write .parquet",
+            "choose one with --number, as ledger show lists them, or write .parquet",
         )
     total, dim = teachers[0].done, teachers[0].dim
     names = np.zeros(total, "<U64")

@@ -55,10 +55,10 @@ def inspect(
             model = open_model(path, options, size=anatomy.size)
             said = [one for one in (parse_flags(options.preprocess), *model.said) if one]
             settled = resolve(model, said)
-            if photos and (rank or settled is None):
+            if photos and (rank or (settled is None and len(photos) >= guess.FEWEST)):
                 ranking = look(model, said, _pictures(photos), progress)
             if settled is None and ranking is not None and ranking.clear:
-                settled = guessed(said, ranking)
+                settled = guessed(model, said, ranking)
             trial = _try(model, settled, anatomy.size or (224, 224), photos, progress)
         except DistillError as error:
             problem = (error.message, error.fix)

@@ -95,7 +95,7 @@ def query(
         budget=budget,
         skipped=skipped,
         seconds=time.perf_counter() - began,
-        plan=_forecast(asked, left, dim, price) if plan else None,
+        plan=_forecast(asked, left, dim, price, ledger.seconds_each(number)) if plan else None,
         ambiguous=len(left_out),
         cost=None if price is None else spent * price,
     )
@@ -135,11 +135,13 @@ def bring_in(teacher: BoughtTeacher, found: Matched, stock: Inventory, ledger: L
     )
 
 
-def _forecast(asked: Asked, left: int, dim: int, price: float | None) -> PlanReport:
+def _forecast(asked: Asked, left: int, dim: int, price: float | None, earlier: float | None) -> PlanReport:
+    """earlier: seconds an answer took before, for where nothing had to be asked now."""
+    each = asked.seconds / asked.queried if asked.queried else earlier
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return PlanReport(
         queries=left,
-        seconds=left * asked.seconds / max(1, asked.queried),
+        seconds=None if each is None else left * each,
         memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
         disk_bytes=left * bytes_each(dim),
         probed=asked.queried,
@@ -186,7 +188,7 @@ def ask(
             progress.advance(len(claimed))
             if wish.wanted:
                 raise Interrupted(f"{queried} new answers are in {ledger.path}; the same command goes on from there")
-            if queried >= room and budget is not None:
+            if budget is not None and (queried >= room or (not claimed and ledger.spent(teacher.key.sha256) >= budget)):
                 break
     progress.end()
     seconds = time.perf_counter() - began
@@ -248,6 +250,11 @@ class _Line:
             self.ledger.answer(self.number, good, vectors[finite], self.teacher.provider)
         if bad:
             self.ledger.fail(self.number, bad, NOT_FINITE)
+        if not self.checked and not good and len(bad) >= sanity.ENOUGH:
+            raise DistillError(
+                f"the teacher's first {len(bad)} answers are not finite, so it is asked no more",
+                "check --preprocess and --output with: distilltool inspect TEACHER IMAGES",
+            )
         if not self.checked and len(good) >= sanity.ENOUGH:
             self.checked = True
             for sign in sanity.warnings(vectors[finite]):
