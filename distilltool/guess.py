@@ -465,9 +465,23 @@ def _doubts(field: _Field, margin: _Lead | None, colour: _Lead, images: int) -> 
         doubts.append(f"crops alone speak for {' and '.join(against)}")
     if margin is not None and margin.errors < SURE:
         doubts.append(f"the next is too close ({margin.errors:.1f} standard errors, want {SURE:.0f})")
+    if twins := _indistinct(field):
+        doubts.append(f"{' and '.join(twins)} would give the same answers")
     if not _told(colour):
         doubts.append("RGB and BGR cannot be told apart")
     return doubts
+
+
+def _indistinct(field: _Field) -> list[str]:
+    """Names of other families whose answers are the first's, unless all are: then any of them does.
+
+    CLIP's numbers are ImageNet's to within what a network notices, so these two count as one.
+    """
+    first = field.scored[0].candidate
+    if len(field.scored) + len(field.dropped) == 1:
+        return []
+    twins = [one for one, host in field.same.items() if host == first]
+    return [one.name for one in twins if {one.family, first.family} != {"imagenet", "clip"}]
 
 
 def _sides(probe: _Probe, candidates: Sequence[Candidate], best: Candidate) -> list[Entry]:
