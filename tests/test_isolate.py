@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import distilltool
 from distilltool import plain, wire
+from distilltool.anatomy import dissect
 from distilltool.cli import app
 from distilltool.errors import DistillError, OutOfMemory
 from distilltool.isolate import Child, Limits, limits_of
@@ -410,6 +411,67 @@ def test_a_child_that_lies_is_not_believed(tmp_path: Path) -> None:
         plain.file_of(path, {**said, "sha256": "0" * 64})
     with pytest.raises(DistillError, match="outside its folder"):
         plain.file_of(path, {**said, "external": ["../../etc/passwd"]})
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {},
+    {"external": 1, "sha256": None, "metadata": []},
+    {"external": [], "metadata": 7},
+    {"anatomy": 3, "choice": [], "image": "x"},
+    {"anatomy": {"dict": {"kind": 1}}, "choice": {"dict": {"tensor": 1}}},
+    {"anatomy": {"tuple": 5}, "choice": {"dict": 5}},
+    {"anatomy": {"a": 1, "b": 2}, "image": {"a": 1, "b": 2}},
+]
+
+
+@pytest.mark.parametrize("lie", NONSENSE, ids=str)
+@pytest.mark.parametrize("asked", ["file", "dissect", "open"])
+def test_a_child_that_answers_nonsense_is_one_line(
+    asked: str, lie: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process on a real wire, taken over: it knows the file's true hash and lies about the rest."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    true = {} if asked == "file" else plain.of_file(file_of(path, False))
+    said = {**true, **lie}
+    _taken_over(monkeypatch, said)
+    work = {
+        "file": lambda: file_of(path, True),
+        "dissect": lambda: dissect(path, TeacherOptions(isolate=True)),
+        "open": lambda: isolated(path),
+    }[asked]
+    with pytest.raises(DistillError, match="sent no facts") as found:
+        work()
+    assert "\n" not in found.value.message
+
+
+def _taken_over(monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]) -> None:
+    """Children from here on answer the same to everything."""
+    code = (
+        "import json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
+        "from distilltool.wire import open_wire\n"
+        f"wire = open_wire(0, 1); wire.receive(); wire.send({said!r}); wire.receive()"
+    )
+    monkeypatch.setattr("distilltool.isolate.START", code)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dim", "x"), ("dim", True), ("said", 1), ("said", {"tuple": [1]}), ("settings", {"tuple": [1]}), ("provider", 1)],
+    ids=str,
+)
+def test_facts_of_another_type_are_not_believed(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fact of another type among true ones, as only a child could send it."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    child = Child(path)
+    said = child.open(plain.marked({"preprocess": PRE}), None, 1)
+    child.close()
+    _taken_over(monkeypatch, said)
+    assert isolated(path).model.dim == said["dim"]
+    _taken_over(monkeypatch, {**said, name: value})
+    with pytest.raises(DistillError, match="sent no facts"):
+        isolated(path)
 
 
 def spoken(content: bytes) -> wire.Message:
