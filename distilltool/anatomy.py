@@ -96,11 +96,20 @@ def _isolated(path: Path, options: TeacherOptions) -> Anatomy:
         said = child.dissect(plain.marked(asdict(replace(options, isolate=False))))
     finally:
         child.close()
+    with plain.believed(path):
+        return _told(path, said)
+
+
+def _told(path: Path, said: dict[str, Any]) -> Anatomy:
+    """The anatomy that a child sent; what it is no anatomy of raises anything."""
     facts = plain.unmarked(said["anatomy"])
     choice = facts.pop("choice")
-    tensors = {kind: tuple(TensorReport(**one) for one in facts.pop(kind)) for kind in ("inputs", "outputs", "tensors")}
-    whole = {**facts, **tensors, "choice": Choice(**choice) if choice else None}
-    return Anatomy(**{**whole, "file": plain.file_of(path, said)})
+    tensors = {
+        kind: tuple(plain.made(TensorReport, one) for one in facts.pop(kind))
+        for kind in ("inputs", "outputs", "tensors")
+    }
+    whole = {**facts, **tensors, "choice": plain.made(Choice, choice) if choice else None}
+    return plain.made(Anatomy, {**whole, "file": plain.file_of(path, said)})
 
 
 def _foreign(path: Path, graph: Graph) -> tuple[str, str] | None:

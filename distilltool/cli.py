@@ -139,7 +139,12 @@ Device = Annotated[
     str, typer.Option(metavar="cpu|cuda|...", help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.")
 ]
 Isolate = Annotated[
-    bool, typer.Option("--isolate", help="Run the model in a child process with limits: for files you do not trust.")
+    bool,
+    typer.Option(
+        "--isolate",
+        help="For files you do not trust: run the model in a child process with limits. On Linux from 5.13, on a CPU, "
+        "it cannot change files, reach the network or other processes; it can read what you can.",
+    ),
 ]
 Select = Annotated[
     str,

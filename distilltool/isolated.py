@@ -6,14 +6,25 @@ Requests are JSON objects, see `distilltool.wire`; a further kind of question is
 {"ask": "open", "path", "memory", "options", "size", "threads"}: open it to run, the facts of the model;
 {"ask": "run"} with a batch as fed: the raw output.
 
-Given up before a byte of the file is read: other processes' memory and new privileges, the network, writing, making
-and removing files, core dumps, memory beyond the limit. Each as far as the system allows it; Linux allows all.
+Given up before a byte of the file is read, for good, as far as the system allows it. The child can still read what the
+user can read, and take processor time; it can tell what it reads to its parent alone.
+
+On any Unix: making a file longer, core dumps, more than 256 open files, memory beyond the limit (on a CPU).
+On Linux: new privileges; the network, by a namespace without one, where an ordinary user may make such.
+On Linux with Landlock switched on: making, removing, renaming and linking files, from 5.13; emptying them, from 6.2;
+TCP, from 6.7; signals to other processes and abstract Unix sockets of theirs, from 6.12. On a CPU also writing, from
+5.13, and commands to devices, from 6.10; on another device a file that is there can be opened for writing, as its
+driver does, and changed through memory.
+On Linux on x86-64 and aarch64, by a filter of system calls: emptying a file; changing its mode, owner, times and
+extended attributes; running a program; signals to other processes, their limits, memory and descriptors; io_uring. On a
+CPU also every socket, System V's shared memory, semaphores and queues, POSIX's queues, and all commands to devices but
+five harmless ones.
+On another device sockets stay, for its driver: Unix sockets with a path can be reached there.
 """
 
 import ctypes
 import os
 import resource
-import struct
 import sys
 import threading
 import time
@@ -22,16 +33,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distilltool.confine import forbid_calls, forbid_changes
+
 if TYPE_CHECKING:
     from distilltool.teacher import OnnxModel
     from distilltool.wire import Message, Wire
 
-# Linux, include/uapi/linux/prctl.h, sched.h, landlock.h
+# Linux, include/uapi/linux/prctl.h, sched.h
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
-LANDLOCK_CHANGES = 0x1FF2  # version 1 without execute (1), read file (4) and read folder (8)
-LANDLOCK_WRITE_FILE = 0x2
 FILES = 256  # open descriptors: libraries, one file for each external weight
 
 
@@ -46,7 +56,7 @@ def main() -> None:
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     from distilltool.wire import Broken, open_wire
 
-    wire, server = open_wire(reading, writing), Server()
+    wire, server = open_wire(reading, writing), Server(device)
     while True:
         try:
             _serve(wire, server)
@@ -55,10 +65,18 @@ def main() -> None:
 
 
 class Server:
-    """What the child has open."""
+    """What the child has open, and the device it may use."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.confined = False
         self.model: OnnxModel | None = None
+
+    def confine(self) -> None:
+        """Give up system calls, once, now that everything is imported: libraries start programs when they are."""
+        if not self.confined:
+            forbid_calls(self.device)
+            self.confined = True
 
 
 def _serve(wire: "Wire", server: Server) -> None:
@@ -90,6 +108,7 @@ def _answer(server: Server, request: "Message") -> tuple[dict[str, Any], Any]:
     asked, said = request.header.get("ask"), request.header
     if asked in ("file", "dissect", "open"):
         path = Path(said["path"])
+        server.confine()
         _limit_memory(said.get("memory"))
         if asked == "file":
             return plain.of_file(read_file(path)), None
@@ -145,16 +164,7 @@ def _leave_rights(parent: int, tied: bool, device: str) -> None:
     if libc.unshare(CLONE_NEWNET) != 0:
         libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    _forbid_changes(libc, LANDLOCK_CHANGES if device == "cpu" else LANDLOCK_CHANGES & ~LANDLOCK_WRITE_FILE)
-
-
-def _forbid_changes(libc: ctypes.CDLL, rights: int) -> None:
-    """Landlock: no file anywhere is written, made, removed or linked from here on; see landlock(7)."""
-    rules = ctypes.create_string_buffer(struct.pack("=Q", rights))
-    ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(8), 0)
-    if ruleset >= 0:  # below Linux 5.13, or where it is switched off, RLIMIT_FSIZE still keeps files empty
-        libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)
-        os.close(ruleset)
+    forbid_changes(device)
 
 
 def _limit(kind: int, most: int) -> None:

@@ -341,20 +341,11 @@ def _isolated(path: Path, options: TeacherOptions, size: tuple[int, int] | None,
     child = Child(path, options.device)
     inner = plain.marked(asdict(replace(options, isolate=False)))
     said = child.open(inner, plain.marked(size), threads or workers())
-    try:
-        image, choice = plain.unmarked(said["image"]), plain.unmarked(said["choice"])
-        return OnnxModel(
-            file=plain.file_of(path, said),
-            choice=Choice(**choice),
-            image=Value(**image),
-            settings=plain.unmarked(said["settings"]),
-            said=plain.unmarked(said["said"]),
-            dim=said["dim"],
-            provider=str(said["provider"]),
-            run=child.run,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DistillError(f"the child process of {path} sent no facts", "do not trust this file") from None
+    with plain.believed(path):
+        facts: dict[str, Any] = {name: plain.unmarked(said[name]) for name in ("settings", "said", "dim", "provider")}
+        facts["choice"] = plain.made(Choice, plain.unmarked(said["choice"]))
+        facts["image"] = plain.made(Value, plain.unmarked(said["image"]))
+        return plain.made(OnnxModel, {**facts, "file": plain.file_of(path, said), "run": child.run})
 
 
 def file_of(path: Path, isolate: bool) -> OnnxFile:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import distilltool
 from distilltool import plain, wire
+from distilltool.anatomy import dissect
 from distilltool.cli import app
 from distilltool.errors import DistillError, OutOfMemory
 from distilltool.isolate import Child, Limits, limits_of
@@ -152,35 +153,134 @@ def test_what_the_child_gave_up(tmp_path: Path) -> None:
     assert os.getpgid(child_of(teacher).pid) != os.getpgid(0)
 
 
-def test_the_child_cannot_write_connect_or_make_anything(tmp_path: Path) -> None:
-    """The very function that gives up its rights, then every way out tried from inside."""
-    (tmp_path / "there").write_text("kept")
-    code = (
-        "import os, socket, sys; from distilltool import isolated\n"
-        "isolated._leave_rights(os.getppid(), False, 'cpu'); root = sys.argv[1]; out = []\n"
-        "def tries(name, work):\n"
-        "    try: work(); out.append(name)\n"
-        "    except OSError: pass\n"
-        "tries('write', lambda: open(root + '/new', 'w'))\n"
-        "tries('change', lambda: open(root + '/there', 'r+'))\n"
-        "tries('truncate', lambda: open(root + '/there', 'w'))\n"
-        "tries('remove', lambda: os.unlink(root + '/there'))\n"
-        "tries('folder', lambda: os.mkdir(root + '/folder'))\n"
-        "tries('link', lambda: os.symlink('a', root + '/link'))\n"
-        "tries('move', lambda: os.rename(root + '/there', root + '/moved'))\n"
-        "tries('connect', lambda: socket.create_connection(('127.0.0.1', int(sys.argv[2])), 2))\n"
-        "assert open(root + '/there').read() == 'kept'\n"
-        "print(*out)\n"
-    )
+ESCAPES = """
+import ctypes, fcntl, json, os, resource, signal, socket, sys, threading
+from distilltool import confine, isolated
+root, port, other = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+there, libc = root + "/there", ctypes.CDLL(None, use_errno=True)
+def owner(kind, sign):
+    ends = os.pipe()
+    fcntl.fcntl(ends[0], kind, sign)
+def empty(flags):
+    os.close(os.open(there, flags | os.O_TRUNC))
+def call(number, *said):
+    if libc.syscall(number, *said) < 0:
+        raise OSError(ctypes.get_errno(), "")
+def unix(place):
+    socket.socket(socket.AF_UNIX).connect(place)
+CALLS = {
+    "truncate": lambda: os.truncate(there, 0),
+    "empty": lambda: empty(os.O_RDONLY),
+    "chmod": lambda: os.chmod(there, 0o777),
+    "fchmod": lambda: os.fchmod(os.open(there, os.O_RDONLY), 0o777),
+    "chown": lambda: os.chown(there, os.getuid(), os.getgid()),
+    "utime": lambda: os.utime(there, (0, 0)),
+    "xattr": lambda: os.setxattr(there, "user.x", b"x"),
+    "unix": lambda: unix(root + "/socket"),
+    "abstract": lambda: unix("\\0" + sys.argv[4]),
+    "datagram": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"x", root + "/datagrams"),
+    "kill 0": lambda: os.kill(other, 0),
+    "kill": lambda: os.kill(other, signal.SIGTERM),
+    "parent": lambda: os.kill(os.getppid(), 0),
+    "group": lambda: os.killpg(os.getpgid(other), 0),
+    "pidfd": lambda: signal.pidfd_send_signal(os.pidfd_open(other), 0),
+    "owner": lambda: owner(fcntl.F_SETOWN, other),
+    "limits": lambda: resource.prlimit(other, resource.RLIMIT_CORE, (0, 0)),
+    "exec": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+    "io_uring": lambda: call(425, 1, ctypes.create_string_buffer(120)),
+    "device": lambda: fcntl.ioctl(os.open(there, os.O_RDONLY), 0x80086601, bytes(8)),
+}
+FILES = {
+    "write": lambda: open(root + "/new", "w"),
+    "change": lambda: open(there, "r+"),
+    "cut": lambda: open(there, "w"),
+    "remove": lambda: os.unlink(there),
+    "folder": lambda: os.mkdir(root + "/folder"),
+    "link": lambda: os.symlink("a", root + "/link"),
+    "move": lambda: os.rename(there, root + "/moved"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", port), 2),
+}
+def tries(name, work):
+    try:
+        work()
+    except OSError:
+        return None
+    return name
+def those(of):
+    return [name for name, work in of.items() if tries(name, work)]
+"""
+
+
+def escapes(folder: Path, what: str) -> list[str]:
+    """Which ways out are open to a process that runs some code, with everything there that they lead to."""
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-        socket.create_connection(("127.0.0.1", int(port)), 2).close()
-        words = [sys.executable, "-B", "-c", code, str(tmp_path), port]
-        run = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == ""
-    assert [one.name for one in tmp_path.iterdir()] == ["there"]
+    folder.mkdir()
+    (folder / "there").write_text("kept")
+    name = f"distilltool-{os.getpid()}"
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.socket(socket.AF_UNIX) as unix,
+            socket.socket(socket.AF_UNIX) as abstract,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+        ):
+            unix.bind(str(folder / "socket"))
+            abstract.bind("\0" + name)
+            datagrams.bind(str(folder / "datagrams"))
+            unix.listen()
+            abstract.listen()
+            words = [str(folder), str(server.getsockname()[1]), str(other.pid), name]
+            code = f"{ESCAPES}\n{what}"
+            run = subprocess.run([sys.executable, "-B", "-c", code, *words], capture_output=True, text=True, check=True)
+        assert (other.poll() is None) == ("kill" not in run.stdout.split("|"))
+    finally:
+        other.kill()
+        other.wait()
+    return [one for one in run.stdout.strip().split("|") if one]
+
+
+GIVE_UP = "isolated._leave_rights(os.getppid(), False, 'cpu')"
+
+
+def test_the_child_cannot_write_connect_or_make_anything(tmp_path: Path) -> None:
+    """The very functions that give up its rights, then every way out tried from inside, from another thread too."""
+    open_ways = escapes(tmp_path / "a", "print(*those(FILES), sep='|')")
+    assert set(open_ways) >= {"write", "change", "cut", "remove", "folder", "link", "connect"}
+    assert escapes(tmp_path / "b", f"{GIVE_UP}; print(*those(FILES), sep='|')") == []
+    assert sorted(one.name for one in (tmp_path / "b").iterdir()) == ["datagrams", "socket", "there"]
+    assert (tmp_path / "b" / "there").read_text() == "kept"
+
+
+def test_the_child_cannot_reach_other_processes_or_change_what_files_are(tmp_path: Path) -> None:
+    """The same for what Landlock does not know: first that each way is open, then that none is, in any thread."""
+    found = escapes(tmp_path / "a", "print(*those(CALLS), sep='|')")
+    ways = "truncate empty chmod fchmod chown utime unix abstract datagram kill parent group pidfd owner limits exec"
+    assert set(found) >= {"kill 0", *ways.split()}
+    folder = tmp_path / "b"
+    code = (
+        "start, found = threading.Event(), []\n"
+        "def work(): start.wait(); found.extend(those(CALLS))\n"
+        f"{GIVE_UP}\n"
+        "thread = threading.Thread(target=work); thread.start()\n"
+        "assert confine.forbid_calls('cpu'); start.set(); thread.join()\n"
+        "found += those(CALLS) + those(FILES); os.kill(os.getpid(), 0); print(*found, sep='|')"
+    )
+    assert escapes(folder, code) == []
+    assert (folder / "there").read_text() == "kept" and (folder / "there").stat().st_mtime > 1
+
+
+def test_a_filtered_child_runs_with_many_threads(tmp_path: Path) -> None:
+    """The child that runs a model has the filter, in all of its threads, and answers the same bits."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    here, there = (open_model(path, TeacherOptions(isolate=isolate), threads=4) for isolate in (False, True))
+    child: Any = getattr(there.run, "__self__")  # noqa: B009
+    batch = np.random.default_rng(0).random((8, 3, 32, 32), np.float32)
+    assert np.array_equal(here.run(batch), there.run(batch))
+    tasks = [(one / "status").read_text() for one in Path(f"/proc/{child.pid}/task").iterdir()]
+    assert len(tasks) >= 5 and all("Seccomp:\t2" in one for one in tasks)
+    child.close()
 
 
 def test_memory_beyond_the_limit_is_one_line(tmp_path: Path) -> None:
@@ -311,6 +411,67 @@ def test_a_child_that_lies_is_not_believed(tmp_path: Path) -> None:
         plain.file_of(path, {**said, "sha256": "0" * 64})
     with pytest.raises(DistillError, match="outside its folder"):
         plain.file_of(path, {**said, "external": ["../../etc/passwd"]})
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {},
+    {"external": 1, "sha256": None, "metadata": []},
+    {"external": [], "metadata": 7},
+    {"anatomy": 3, "choice": [], "image": "x"},
+    {"anatomy": {"dict": {"kind": 1}}, "choice": {"dict": {"tensor": 1}}},
+    {"anatomy": {"tuple": 5}, "choice": {"dict": 5}},
+    {"anatomy": {"a": 1, "b": 2}, "image": {"a": 1, "b": 2}},
+]
+
+
+@pytest.mark.parametrize("lie", NONSENSE, ids=str)
+@pytest.mark.parametrize("asked", ["file", "dissect", "open"])
+def test_a_child_that_answers_nonsense_is_one_line(
+    asked: str, lie: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process on a real wire, taken over: it knows the file's true hash and lies about the rest."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    true = {} if asked == "file" else plain.of_file(file_of(path, False))
+    said = {**true, **lie}
+    _taken_over(monkeypatch, said)
+    work = {
+        "file": lambda: file_of(path, True),
+        "dissect": lambda: dissect(path, TeacherOptions(isolate=True)),
+        "open": lambda: isolated(path),
+    }[asked]
+    with pytest.raises(DistillError, match="sent no facts") as found:
+        work()
+    assert "\n" not in found.value.message
+
+
+def _taken_over(monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]) -> None:
+    """Children from here on answer the same to everything."""
+    code = (
+        "import json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
+        "from distilltool.wire import open_wire\n"
+        f"wire = open_wire(0, 1); wire.receive(); wire.send({said!r}); wire.receive()"
+    )
+    monkeypatch.setattr("distilltool.isolate.START", code)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dim", "x"), ("dim", True), ("said", 1), ("said", {"tuple": [1]}), ("settings", {"tuple": [1]}), ("provider", 1)],
+    ids=str,
+)
+def test_facts_of_another_type_are_not_believed(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fact of another type among true ones, as only a child could send it."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    child = Child(path)
+    said = child.open(plain.marked({"preprocess": PRE}), None, 1)
+    child.close()
+    _taken_over(monkeypatch, said)
+    assert isolated(path).model.dim == said["dim"]
+    _taken_over(monkeypatch, {**said, name: value})
+    with pytest.raises(DistillError, match="sent no facts"):
+        isolated(path)
 
 
 def spoken(content: bytes) -> wire.Message:
