@@ -310,7 +310,7 @@ def export(
     if is_address(before) or is_vectors(Path(before)):
         watch.note("the teacher is no file that could run here, so the student is timed alone")
     elif teacher is not None or Path(before).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch)
+        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch, threads=threads)
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
@@ -374,8 +374,12 @@ def _teacher_of(
     timeout: float,
     progress: Progress,
     guess: Guess | None = None,
+    threads: int = 0,
 ) -> Teacher:
-    """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
+    """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused.
+
+    threads: of a file run here, 0 for every processor we may use.
+    """
     if not runs:
         if wanted is None:
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
@@ -401,7 +405,7 @@ def _teacher_of(
     elif is_vectors(Path(named)):
         embedder = open_bought(Path(named), TeacherOptions())
     else:
-        embedder = open_teacher(Path(named), made_with, known=known)
+        embedder = open_teacher(Path(named), made_with, known=known, threads=threads)
     for run, fact in zip(runs, facts, strict=True):
         if fact["sha256"] == embedder.key.sha256:
             continue
