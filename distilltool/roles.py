@@ -295,7 +295,7 @@ def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choic
         role="feature map" if several else "embedding",
         why=f"what the {layer} reads, as {output} holds scores of {classes}",
         pool="avg" if several else "none",
-        channels_last=found.channels_last if several else None,
+        channels_last=_channels_last(graph, name, shapes) if several else None,
     )
 
 
@@ -467,12 +467,24 @@ def _as_choice(
         role=role,
         why=why,
         pool=pool if pool is not None and several else "none",
-        channels_last=_channels_last(graph, name) if several else None,
+        channels_last=_channels_last(graph, name, shapes) if several else None,
     )
 
 
-def _channels_last(graph: Graph, name: str) -> bool | None:
-    """How a map is laid out, by what made it: convolutions put channels first, a transposition may turn that."""
+def _channels_last(graph: Graph, name: str, shapes: Mapping[str, Value]) -> bool | None:
+    """How a map is laid out, None where the graph does not say: by the last layer that reads it, else by what made it.
+
+    The one judge of it, however the map was chosen: what is recorded of a choice is its name and pooling alone.
+    """
+    for output in graph.outputs:
+        end = tail(graph, output.name, shapes)
+        if end is not None and name in (end.features, _settle(graph, end.features, shapes)):
+            return end.channels_last
+    return _made_channels_last(graph, name)
+
+
+def _made_channels_last(graph: Graph, name: str) -> bool | None:
+    """How a map is laid out by what made it: convolutions put channels first, a transposition may turn that."""
     for _ in range(REACH):
         node = graph.maker.get(name)
         if node is None or not node.input:
@@ -481,7 +493,7 @@ def _channels_last(graph: Graph, name: str) -> bool | None:
             return False
         if node.op_type == "Transpose":
             perm = list(graph.attribute(node, "perm", []))
-            before = _channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
+            before = _made_channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
             if before is None:
                 return None
             return perm == [0, 2, 3, 1] if not before else perm != [0, 3, 1, 2]

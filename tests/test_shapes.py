@@ -646,6 +646,37 @@ def test_classifier_gives_its_penultimate_layer(tmp_path: Path, name: str, half:
     assert dissect(path, TeacherOptions()).kind == "classifier"
     asked = opened(path, output="y")
     assert asked.embed(rows).shape == (3, HEADS[name].width), "what is asked for is given all the same"
+    again = opened(path, output=teacher.output, pool=teacher.pool if teacher.pool != "none" else None)
+    np.testing.assert_array_equal(again.embed(rows), teacher.embed(rows))
+
+
+def places_scored(path: Path) -> Path:
+    """A classifier on every place of a map 16×8 that a Reshape laid out channels last, as Swin is traced."""
+    first, _ = weights(16, 0)
+    classes = np.random.default_rng(4).normal(size=(HIDDEN, 1000)).astype(np.float32)
+    shapes = {"rows": np.array([0, HIDDEN, 128], np.int64), "places": np.array([0, 16, 8, HIDDEN], np.int64)}
+    nodes = [
+        node("Conv", ["x", "first"], ["c"], strides=[PATCH, PATCH]),
+        node("Relu", ["c"], ["r"]),
+        node("Reshape", ["r", "rows"], ["t"]),
+        node("Transpose", ["t"], ["tokens"], perm=[0, 2, 1]),
+        node("Reshape", ["tokens", "places"], ["map"]),
+        node("MatMul", ["map", "classes"], ["l"]),
+        node("ReduceMean", ["l"], ["y"], axes=[1, 2], keepdims=0),
+    ]
+    constants = {"first": first, "classes": classes, **shapes}
+    return save(path, nodes, [value("x", FLOAT, ["N", 3, 64, 32])], [value("y", FLOAT, ["N", 1000])], constants)
+
+
+def test_a_choice_reopened_by_name_gives_the_same_vectors(tmp_path: Path) -> None:
+    """What is recorded of a choice, its name and pooling, must lead back to the same layout of the map."""
+    path, rows = places_scored(tmp_path / "t.onnx"), pixels(3, (64, 32))
+    chosen = opened(path)
+    again = opened(path, output=chosen.output, pool=chosen.pool)
+    assert (chosen.key, chosen.space_id, chosen.dim) == (again.key, again.space_id, again.dim)
+    wanted = hidden(fed(rows)).mean(axis=(2, 3))
+    for teacher in (chosen, again):
+        np.testing.assert_allclose(teacher.embed(rows), wanted, atol=1e-4, rtol=1e-4)
 
 
 def ending(*nodes: onnx.NodeProto, width: int = 512, **constants: Any) -> End:
