@@ -360,6 +360,28 @@ def test_weights_linked_from_another_disk(tmp_path: Path, output: str | None) ->
     np.testing.assert_allclose(got, teacher_map(fed(rows)).mean(axis=(2, 3)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("0.1", "0.1"),
+        ("1", "1"),
+        ("1.0000001", "1.0000001"),
+        ("1.0000002", "1.0000002"),
+        ("16777215", "1.6777215e+07"),
+        ("1e-30", "1e-30"),
+        ("0.3333333333", "0.33333334"),
+    ],
+)
+def test_a_setting_is_written_down_to_its_last_digit(tmp_path: Path, given: str, written: str) -> None:
+    """Settings that the model tells apart are told apart in the ledger, and reopen as what they were."""
+    path = with_settings(tmp_path, ()).path
+    teacher = opened(path, inputs=("training=false", f"gain={given}"))
+    assert teacher.output == f"vector?gain={written}&training=False"
+    again = opened(path, inputs=("training=false", f"gain={written}"))
+    assert again.key == teacher.key
+    np.testing.assert_array_equal(again.embed(pixels(2)), teacher.embed(pixels(2)))
+
+
 def test_settings_are_part_of_the_answer(tmp_path: Path) -> None:
     """Another value, another answer; a value that is missing is asked for by the flag that gives it."""
     path = with_settings(tmp_path, ()).path
