@@ -278,8 +278,11 @@ def _weight(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, 
     return tuple(side for side in shape if isinstance(side, int))
 
 
-def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
-    """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does."""
+def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value], pool: str | None) -> Choice | None:
+    """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does.
+
+    pool: how else a map becomes a vector, None where nothing was asked for.
+    """
     found = tail(graph, output, shapes)
     name = _settle(graph, found.features, shapes) if found is not None else None
     if found is None or name is None:
@@ -288,13 +291,14 @@ def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choic
     several = known is not None and known.shape is not None and len(sides(known.shape)) > 1
     if several and not found.pooled and (known is None or len(known.shape or ()) != 4):
         return None  # tokens without an average behind them: no one of them is the vector
-    classes = f"{found.classes} classes" + ("; averaged over its places" if several else "")
+    pooled = "averaged over its places" if pool is None else f"its places pooled by {pool}, as asked for"
+    classes = f"{found.classes} classes" + (f"; {pooled}" if several else "")
     layer = "last layer" if found.heads == 1 else "first of two last layers"
     return Choice(
         tensor=name,
         role="feature map" if several else "embedding",
         why=f"what the {layer} reads, as {output} holds scores of {classes}",
-        pool="avg" if several else "none",
+        pool=(pool or "avg") if several else "none",
         channels_last=_channels_last(graph, name, shapes) if several else None,
     )
 
@@ -346,7 +350,7 @@ def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | 
             return _as_choice(graph, group[0], roles[group[0]][0], why, shapes, pool)
     scores = [name for name in outputs if roles[name][0] in ("logits", "probabilities")]
     for name in scores:
-        if (before := penultimate(graph, name, shapes)) is not None:
+        if (before := penultimate(graph, name, shapes, pool)) is not None:
             return before
     unknown = [name for name in outputs if name not in shapes or shapes[name].shape is None]
     if unknown and len(outputs) == 1:

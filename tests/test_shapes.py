@@ -701,6 +701,22 @@ def test_a_choice_reopened_by_name_gives_the_same_vectors(tmp_path: Path) -> Non
         np.testing.assert_allclose(teacher.embed(rows), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["avg", "max", "cls", "gem"])
+def test_the_pooling_asked_for_holds_in_front_of_a_classifier_too(tmp_path: Path, pool: str) -> None:
+    """A map in front of the scores is averaged as the graph does, unless something else is asked for."""
+    rows = pixels(3, (64, 32))
+    teacher = opened(places_scored(tmp_path / "t.onnx"), pool=pool)
+    places = hidden(fed(rows)).reshape(3, HIDDEN, -1)
+    wanted = {
+        "avg": places.mean(axis=2),
+        "max": places.max(axis=2),
+        "cls": places[:, :, 0],
+        "gem": (np.maximum(places, 1e-6) ** 3).mean(axis=2) ** (1 / 3),
+    }[pool]
+    assert teacher.pool == pool and f"pooled by {pool}" in teacher.why
+    np.testing.assert_allclose(teacher.embed(rows), wanted, atol=1e-3, rtol=1e-3)
+
+
 def ending(*nodes: onnx.NodeProto, width: int = 512, **constants: Any) -> End:
     """A projection `l` to `width` with a bias, and what comes after it."""
     end = linear("gemm", width)
