@@ -967,6 +967,47 @@ def test_a_learned_scale_is_no_preprocessing(tmp_path: Path, steps: Any) -> None
         open_teacher(path)
 
 
+SIDEWAYS = {"perm": [0, 3, 1, 2]}
+MIRRORS: dict[str, Head] = {
+    "Slice along the width": arithmetic(("Slice", 3), to=ZERO_ONE, scale=1.0),
+    "Slice along the height": arithmetic(("Slice", 2), to=ZERO_ONE, scale=1.0),
+    "Slice along the width, from the end": arithmetic(("Slice", -1), to=ZERO_ONE, scale=1.0),
+    "NHWC turned, then the width": arithmetic(
+        ("Transpose", SIDEWAYS), ("Slice", 3), to=ZERO_ONE, scale=1.0, layout="NHWC"
+    ),
+    "NHWC, then turned": arithmetic(("Slice", 2), ("Transpose", SIDEWAYS), to=ZERO_ONE, scale=1.0, layout="NHWC"),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_mirror_is_no_reversal_of_channels(tmp_path: Path, name: str) -> None:
+    """The same operators along a side of the image say nothing of its channels."""
+    teacher = opened(with_head(tmp_path / "t.onnx", MIRRORS[name]))
+    assert teacher.preprocess.channels == "RGB"
+    rows = pixels(2)
+    across = "height" not in name
+    inside = fed(rows[:, :, ::-1] if across else rows[:, ::-1])
+    np.testing.assert_allclose(teacher.embed(rows), teacher_map(inside).mean(axis=(2, 3)), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("Slice", 3), ("Transpose", SIDEWAYS)),
+        (("Transpose", SIDEWAYS), ("Slice", 1)),
+        (("Gather", -1), ("Transpose", SIDEWAYS)),
+        (("Transpose", SIDEWAYS), ("Split", 1)),
+        (("Transpose", SIDEWAYS), ("Gathers", 1)),
+    ],
+    ids=["Slice", "turned, Slice", "Gather", "turned, Split", "turned, Gathers"],
+)
+def test_the_axis_of_the_channels_is_followed_through_a_transposition(tmp_path: Path, steps: Any) -> None:
+    """Channels last, reversed before or after they are brought to the front."""
+    head = arithmetic(*steps, to=ZERO_ONE, scale=1.0, layout="NHWC")
+    teacher = opened(with_head(tmp_path / "t.onnx", head))
+    assert teacher.preprocess.channels == "BGR"
+
+
 # ---- real files, where they are at hand ----
 
 REAL = {  # file: flags, batch, dtype, layout, size, output, dimensions
