@@ -390,6 +390,12 @@ def _teacher_of(
     named = str(wanted if wanted is not None else facts[0]["path"])
     if not is_address(named) and wanted is None and not Path(named).is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
+    if is_vectors(Path(facts[0]["path"])) and (is_address(named) or not is_vectors(Path(named))):
+        raise DistillError(
+            f"the teacher of {runs[0].root} is a file of answers, {facts[0]['path']}; {named} is none",
+            "leave --teacher away, or name a file of answers of the same model (.parquet, .npz, .csv)",
+        )
+    _refuse_differing(runs, facts)
     output, _, settings = facts[0]["output"].partition("?")
     made_with = replace(
         options,
@@ -417,6 +423,22 @@ def _teacher_of(
             f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
         )
     return embedder
+
+
+def _refuse_differing(runs: Sequence[RunDir], facts: Sequence[Mapping[str, Any]]) -> None:
+    """Fail where a run was distilled from other answers of the same file than the first one: they are two teachers."""
+    first = facts[0]
+    for run, fact in zip(runs, facts, strict=True):
+        differing = [name for name in ("output", "pool") if fact[name] != first[name]]
+        views = [Preprocess.from_dict(one["preprocess"]).identity() for one in (first, fact)]
+        if views[0] != views[1] and not is_vectors(Path(first["path"])):  # of answers it is the student's view alone
+            differing.append("preprocessing")
+        if fact["sha256"] == first["sha256"] and differing:
+            raise DistillError(
+                f"the run {run.root} was distilled with another {' and '.join(differing)} of {fact['path']} "
+                f"than {runs[0].root}",
+                "evaluate them one by one",
+            )
 
 
 def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:

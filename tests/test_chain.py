@@ -482,6 +482,28 @@ def test_an_evaluation_without_any_positive_does_not_break_the_export(run_dir: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("said", "differing"),
+    [
+        ({"output": "map", "pool": "max"}, "output and pool"),
+        ({"preprocess": [*PRE, "channels=BGR"]}, "preprocessing"),
+    ],
+    ids=["output", "preprocessing"],
+)
+def test_runs_of_one_file_asked_differently_are_not_judged_together(
+    run_dir: Path, work: Path, said: dict[str, Any], differing: str
+) -> None:
+    """The vectors of one would be held against those of the other."""
+    other = work / differing.replace(" ", "-")
+    distilltool.distill(work / "teacher.onnx", work / "imgs", out=other, store=work / "l.sqlite", **{**SMALL, **said})
+    common = {"data": work / "labelled", "store": work / "eval.sqlite"}
+    for first, second in ((run_dir, other), (other, run_dir)):
+        with pytest.raises(distilltool.DistillError, match=f"the run {second} was .* another {differing} of "):
+            distilltool.evaluate([first, second], **common)
+    assert distilltool.evaluate([run_dir, run_dir], **common).models[2].fidelity is not None
+
+
+@pytest.mark.slow
 def test_a_teacher_of_fixed_batch_is_timed_against_the_same_batch(work: Path) -> None:
     onnx_teacher(work / "four.onnx", size=(48, 48), batch=4)
     distilltool.distill(work / "four.onnx", work / "imgs", out=work / "four", store=work / "four.sqlite", **SMALL)
