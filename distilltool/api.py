@@ -210,7 +210,17 @@ def distill(
     if run.begin(plan, restart):
         watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
         return stage.finished(run)
-    return stage.distill(embedder, answered, chosen, run, backbone, start.fetch, seconds=time_budget, progress=watch)
+    return stage.distill(
+        embedder,
+        answered,
+        chosen,
+        run,
+        backbone,
+        start.fetch,
+        isolate=isolate and isinstance(embedder, OnnxEmbedder),
+        seconds=time_budget,
+        progress=watch,
+    )
 
 
 def evaluate(
@@ -235,8 +245,9 @@ def evaluate(
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
 
-    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was. store:
-    the ledger for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was.
+    isolate: for every ONNX file; on by itself where a run was distilled so. store: the ledger for the teacher's
+    answers about these images, apart from the one that distillation is budgeted in.
     max_cost, price_per_query, ambiguous, timeout: as in `query`.
     """
     from distilltool import datasets
@@ -245,6 +256,7 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
+    isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
     dataset = datasets.open_dataset(Path(data), protocol)
@@ -293,12 +305,14 @@ def export(
     opset: int = OPSET,
     seconds: float = LATENCY_SECONDS,
     threads: int = LATENCY_THREADS,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
 
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
-    onnxruntime in it.
+    onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
+    process of its own is checked, but not timed.
     """
     from distilltool.stages import export as stage
 
@@ -310,7 +324,9 @@ def export(
     if is_address(before) or is_vectors(Path(before)):
         watch.note("the teacher is no file that could run here, so the student is timed alone")
     elif teacher is not None or Path(before).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch, threads=threads)
+        asked = _teacher_of([opened], teacher, TeacherOptions(isolate=isolate), TIMEOUT, watch, threads=threads)
+        if isinstance(asked, OnnxEmbedder) and asked.model.ready is None:
+            watch.note("the teacher runs isolated, in a process of its own, so the student is timed alone")
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
@@ -403,6 +419,7 @@ def _teacher_of(
         output=output,
         pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
         inputs=tuple(one for one in settings.split("&") if one),
+        isolate=options.isolate or _distrusted(runs),
     )
     known = Preprocess.from_dict(facts[0]["preprocess"])
     embedder: Teacher
@@ -423,6 +440,11 @@ def _teacher_of(
             f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
         )
     return embedder
+
+
+def _distrusted(runs: Sequence[RunDir]) -> bool:
+    """Whether one of these runs was distilled from a file that was isolated; runs of older versions do not say."""
+    return any(read_json(run.manifest)["teacher"].get("isolate", False) for run in runs)
 
 
 def _refuse_differing(runs: Sequence[RunDir], facts: Sequence[Mapping[str, Any]]) -> None:
