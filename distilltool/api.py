@@ -212,7 +212,17 @@ def distill(
     if run.begin(plan, restart):
         watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
         return stage.finished(run)
-    return stage.distill(embedder, answered, chosen, run, backbone, start.fetch, seconds=time_budget, progress=watch)
+    return stage.distill(
+        embedder,
+        answered,
+        chosen,
+        run,
+        backbone,
+        start.fetch,
+        isolate=isolate and isinstance(embedder, OnnxEmbedder),
+        seconds=time_budget,
+        progress=watch,
+    )
 
 
 def evaluate(
@@ -237,8 +247,9 @@ def evaluate(
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
 
-    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was. store:
-    the ledger for the teacher's answers about these images, apart from the one that distillation is budgeted in.
+    teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was.
+    isolate: for every ONNX file; on by itself where a run was distilled so. store: the ledger for the teacher's
+    answers about these images, apart from the one that distillation is budgeted in.
     max_cost, price_per_query, ambiguous, timeout: as in `query`.
     """
     from distilltool import datasets
@@ -247,6 +258,7 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
+    isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
     dataset = datasets.open_dataset(Path(data), protocol)
@@ -295,12 +307,14 @@ def export(
     opset: int = OPSET,
     seconds: float = LATENCY_SECONDS,
     threads: int = LATENCY_THREADS,
+    isolate: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
 
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
-    onnxruntime in it.
+    onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
+    process of its own is checked, but not timed.
     """
     from distilltool.stages import export as stage
 
@@ -312,7 +326,9 @@ def export(
     if is_address(before) or is_vectors(Path(before)):
         watch.note("the teacher is no file that could run here, so the student is timed alone")
     elif teacher is not None or Path(before).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(), TIMEOUT, watch)
+        asked = _teacher_of([opened], teacher, TeacherOptions(isolate=isolate), TIMEOUT, watch, threads=threads)
+        if isinstance(asked, OnnxEmbedder) and asked.model.ready is None:
+            watch.note("the teacher runs isolated, in a process of its own, so the student is timed alone")
     else:
         watch.warn("the teacher's file is not where it was, so the student is timed alone (name it with --teacher)")
     return stage.export(
@@ -378,8 +394,12 @@ def _teacher_of(
     timeout: float,
     progress: Progress,
     guess: Guess | None = None,
+    threads: int = 0,
 ) -> Teacher:
-    """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused."""
+    """The teacher to compare with, opened as the first run opened it; runs of another teacher are refused.
+
+    threads: of a file run here, 0 for every processor we may use.
+    """
     if not runs:
         if wanted is None:
             raise DistillError("there is no teacher to compare with", "name it with --teacher FILE.onnx")
@@ -390,6 +410,12 @@ def _teacher_of(
     named = str(wanted if wanted is not None else facts[0]["path"])
     if not is_address(named) and wanted is None and not Path(named).is_file():
         raise DistillError(f"the teacher of {runs[0].root}, {named}, is not there", "name it with --teacher FILE.onnx")
+    if is_vectors(Path(facts[0]["path"])) and (is_address(named) or not is_vectors(Path(named))):
+        raise DistillError(
+            f"the teacher of {runs[0].root} is a file of answers, {facts[0]['path']}; {named} is none",
+            "leave --teacher away, or name a file of answers of the same model (.parquet, .npz, .csv)",
+        )
+    _refuse_differing(runs, facts)
     output, _, settings = facts[0]["output"].partition("?")
     made_with = replace(
         options,
@@ -397,6 +423,7 @@ def _teacher_of(
         output=output,
         pool=facts[0]["pool"] if facts[0]["pool"] != "none" else None,
         inputs=tuple(one for one in settings.split("&") if one),
+        isolate=options.isolate or _distrusted(runs),
     )
     known = Preprocess.from_dict(facts[0]["preprocess"])
     embedder: Teacher
@@ -405,7 +432,7 @@ def _teacher_of(
     elif is_vectors(Path(named)):
         embedder = open_bought(Path(named), TeacherOptions())
     else:
-        embedder = open_teacher(Path(named), made_with, known=known)
+        embedder = open_teacher(Path(named), made_with, known=known, threads=threads)
     for run, fact in zip(runs, facts, strict=True):
         if fact["sha256"] == embedder.key.sha256:
             continue
@@ -417,6 +444,27 @@ def _teacher_of(
             f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
         )
     return embedder
+
+
+def _distrusted(runs: Sequence[RunDir]) -> bool:
+    """Whether one of these runs was distilled from a file that was isolated; runs of older versions do not say."""
+    return any(read_json(run.manifest)["teacher"].get("isolate", False) for run in runs)
+
+
+def _refuse_differing(runs: Sequence[RunDir], facts: Sequence[Mapping[str, Any]]) -> None:
+    """Fail where a run was distilled from other answers of the same file than the first one: they are two teachers."""
+    first = facts[0]
+    for run, fact in zip(runs, facts, strict=True):
+        differing = [name for name in ("output", "pool") if fact[name] != first[name]]
+        views = [Preprocess.from_dict(one["preprocess"]).identity() for one in (first, fact)]
+        if views[0] != views[1] and not is_vectors(Path(first["path"])):  # of answers it is the student's view alone
+            differing.append("preprocessing")
+        if fact["sha256"] == first["sha256"] and differing:
+            raise DistillError(
+                f"the run {run.root} was distilled with another {' and '.join(differing)} of {fact['path']} "
+                f"than {runs[0].root}",
+                "evaluate them one by one",
+            )
 
 
 def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:

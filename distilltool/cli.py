@@ -424,6 +424,7 @@ def export(
     opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime when timing.")] = LATENCY_THREADS,
     seconds: Annotated[float, typer.Option(min=1, help="Time for the latency measurement.")] = LATENCY_SECONDS,
+    isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -433,7 +434,14 @@ def export(
         from distilltool import api
 
         return api.export(
-            run, bundle=bundle, teacher=teacher, opset=opset, threads=threads, seconds=seconds, progress=show
+            run,
+            bundle=bundle,
+            teacher=teacher,
+            opset=opset,
+            threads=threads,
+            seconds=seconds,
+            isolate=isolate,
+            progress=show,
         )
 
     _run(work, json, quiet)

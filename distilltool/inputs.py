@@ -100,4 +100,11 @@ def _parse_setting(info: Value, text: str) -> NDArray[Any]:
 
 
 def as_text(value: NDArray[Any]) -> str:
-    return ",".join(f"{one:g}" if value.dtype.kind == "f" else str(one) for one in value.ravel().tolist())
+    """A setting as text that reads back as the same numbers of its type; part of what answers are kept under."""
+    return ",".join(_number(one) if value.dtype.kind == "f" else str(one) for one in value.ravel())
+
+
+def _number(value: Any) -> str:
+    """A numpy float in six digits where they say it all, else in as many as its type takes."""
+    short = f"{float(value):g}"
+    return short if type(value)(short) == value else str(value)

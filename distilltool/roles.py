@@ -36,7 +36,6 @@ POOLING = {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "Redu
 SOFTMAX = {"Softmax", "LogSoftmax", "Hardmax", "QLinearSoftmax"}
 SQUASH = SOFTMAX | {"Sigmoid", "QLinearSigmoid"}
 INTEGER = {"MatMulInteger", "ConvInteger"}  # products of dynamically quantised numbers, scaled after
-POINTWISE = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Mish", "Tanh", "PRelu"}
 LINEAR = {
     "Gemm",
     "MatMul",
@@ -50,6 +49,7 @@ LINEAR = {
 } | INTEGER
 CHANNELS_FIRST = {"Conv", "ConvTranspose", "QLinearConv", "BatchNormalization", "InstanceNormalization"} | POOLING
 REACH = 64  # nodes walked back from an output before giving up on what it is
+IMAGE_AXES = 4  # of a batch of images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,8 +278,11 @@ def _weight(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[int, 
     return tuple(side for side in shape if isinstance(side, int))
 
 
-def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choice | None:
-    """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does."""
+def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value], pool: str | None) -> Choice | None:
+    """What the classifying layer in front of an output reads; a map is averaged over its places, as the graph does.
+
+    pool: how else a map becomes a vector, None where nothing was asked for.
+    """
     found = tail(graph, output, shapes)
     name = _settle(graph, found.features, shapes) if found is not None else None
     if found is None or name is None:
@@ -288,14 +291,15 @@ def penultimate(graph: Graph, output: str, shapes: Mapping[str, Value]) -> Choic
     several = known is not None and known.shape is not None and len(sides(known.shape)) > 1
     if several and not found.pooled and (known is None or len(known.shape or ()) != 4):
         return None  # tokens without an average behind them: no one of them is the vector
-    classes = f"{found.classes} classes" + ("; averaged over its places" if several else "")
+    pooled = "averaged over its places" if pool is None else f"its places pooled by {pool}, as asked for"
+    classes = f"{found.classes} classes" + (f"; {pooled}" if several else "")
     layer = "last layer" if found.heads == 1 else "first of two last layers"
     return Choice(
         tensor=name,
         role="feature map" if several else "embedding",
         why=f"what the {layer} reads, as {output} holds scores of {classes}",
-        pool="avg" if several else "none",
-        channels_last=found.channels_last if several else None,
+        pool=(pool or "avg") if several else "none",
+        channels_last=_channels_last(graph, name, shapes) if several else None,
     )
 
 
@@ -346,7 +350,7 @@ def choose(graph: Graph, image: str, shapes: Mapping[str, Value], wanted: str | 
             return _as_choice(graph, group[0], roles[group[0]][0], why, shapes, pool)
     scores = [name for name in outputs if roles[name][0] in ("logits", "probabilities")]
     for name in scores:
-        if (before := penultimate(graph, name, shapes)) is not None:
+        if (before := penultimate(graph, name, shapes, pool)) is not None:
             return before
     unknown = [name for name in outputs if name not in shapes or shapes[name].shape is None]
     if unknown and len(outputs) == 1:
@@ -467,12 +471,24 @@ def _as_choice(
         role=role,
         why=why,
         pool=pool if pool is not None and several else "none",
-        channels_last=_channels_last(graph, name) if several else None,
+        channels_last=_channels_last(graph, name, shapes) if several else None,
     )
 
 
-def _channels_last(graph: Graph, name: str) -> bool | None:
-    """How a map is laid out, by what made it: convolutions put channels first, a transposition may turn that."""
+def _channels_last(graph: Graph, name: str, shapes: Mapping[str, Value]) -> bool | None:
+    """How a map is laid out, None where the graph does not say: by the last layer that reads it, else by what made it.
+
+    The one judge of it, however the map was chosen: what is recorded of a choice is its name and pooling alone.
+    """
+    for output in graph.outputs:
+        end = tail(graph, output.name, shapes)
+        if end is not None and name in (end.features, _settle(graph, end.features, shapes)):
+            return end.channels_last
+    return _made_channels_last(graph, name)
+
+
+def _made_channels_last(graph: Graph, name: str) -> bool | None:
+    """How a map is laid out by what made it: convolutions put channels first, a transposition may turn that."""
     for _ in range(REACH):
         node = graph.maker.get(name)
         if node is None or not node.input:
@@ -481,7 +497,7 @@ def _channels_last(graph: Graph, name: str) -> bool | None:
             return False
         if node.op_type == "Transpose":
             perm = list(graph.attribute(node, "perm", []))
-            before = _channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
+            before = _made_channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
             if before is None:
                 return None
             return perm == [0, 2, 3, 1] if not before else perm != [0, 3, 1, 2]
@@ -545,14 +561,15 @@ def _waists(graph: Graph, reach: set[str]) -> set[str]:
     return found
 
 
-def said_by_head(graph: Graph, image: str) -> dict[str, Any]:
+def said_by_head(graph: Graph, image: str, layout: str) -> dict[str, Any]:
     """Preprocessing that the graph's first operations do themselves, as the fields of what is left to do outside.
 
+    layout: of the image, NCHW or NHWC.
     Only normalisations that are known conventions count: a learned scale looks alike but says nothing. A reversal of
     channels alone says BGR: converters put it in front of RGB networks that are to be fed as OpenCV reads.
     """
     scale, shift, turned = np.ones(3), np.zeros(3), False  # in the order of the input's channels
-    for node, reverses in _head(graph, image):
+    for node, reverses in _head(graph, image, layout.index("C")):
         turned ^= reverses
         operand = _per_channel(graph, node)
         if operand is None:
@@ -568,8 +585,11 @@ def said_by_head(graph: Graph, image: str) -> dict[str, Any]:
     return _convention(-shift / scale, 1 / scale, turned)
 
 
-def _head(graph: Graph, image: str) -> Iterator[tuple[Any, bool]]:
-    """The chain of nodes from the image up to the first that computes; with whether it reverses the channels."""
+def _head(graph: Graph, image: str, axis: int) -> Iterator[tuple[Any, bool]]:
+    """The chain of nodes from the image up to the first that computes; with whether it reverses the channels.
+
+    axis: of the image's channels; a Transpose on the way moves it.
+    """
     name = image
     for _ in range(REACH):
         users = graph.users.get(name, [])
@@ -581,10 +601,15 @@ def _head(graph: Graph, image: str) -> Iterator[tuple[Any, bool]]:
                 return
             if node.op_type in ("Add", "Sub", "Mul", "Div") and _per_channel(graph, node) is None:
                 return
+            if node.op_type == "Transpose":
+                perm = list(graph.attribute(node, "perm", range(IMAGE_AXES)[::-1]))
+                if axis not in perm:
+                    return
+                axis = perm.index(axis)
             yield node, False
-        elif len(users) == 1 and node.input[0] == name and _picks_backwards(graph, node):
+        elif len(users) == 1 and node.input[0] == name and _picks_backwards(graph, node, axis):
             yield node, True
-        elif (joined := _put_together_backwards(graph, name, users)) is not None:
+        elif (joined := _put_together_backwards(graph, users, axis)) is not None:
             node = joined
             yield node, True
         else:
@@ -592,37 +617,39 @@ def _head(graph: Graph, image: str) -> Iterator[tuple[Any, bool]]:
         name = str(node.output[0])
 
 
-def _picks_backwards(graph: Graph, node: Any) -> bool:
-    """Whether a node takes the three channels in reverse: a Gather of 2, 1, 0, or a Slice by steps of -1."""
+def _picks_backwards(graph: Graph, node: Any, axis: int) -> bool:
+    """Whether a node takes the three channels, on this axis, in reverse: a Gather of 2, 1, 0, or a Slice by steps of
+    -1; along another axis the same is a mirror."""
     if node.op_type == "Gather" and len(node.input) > 1:
         places = graph.constant(str(node.input[1]))
-        return places is not None and places.ravel().tolist() in ([2, 1, 0], [-1, -2, -3])
+        backwards = places is not None and places.ravel().tolist() in ([2, 1, 0], [-1, -2, -3])
+        return backwards and _along(graph, node) == axis
     if node.op_type == "Slice" and len(node.input) == 5:
-        steps, starts = graph.constant(str(node.input[4])), graph.constant(str(node.input[1]))
-        if steps is None or starts is None:
+        starts, axes, steps = (_integers(graph, str(node.input[place])) for place in (1, 3, 4))
+        axes = axes or list(range(len(starts)))
+        if not len(starts) == len(axes) == len(steps):
             return False
-        return [one for one in steps.ravel().tolist() if one != 1] == [-1] and set(starts.ravel().tolist()) <= {
-            -1,
-            2,
-            0,
-        }
+        turned = [
+            (at % IMAGE_AXES, start, step) for at, start, step in zip(axes, starts, steps, strict=True) if step != 1
+        ]
+        return [one[::2] for one in turned] == [(axis, -1)] and (turned[0][1] == -1 or turned[0][1] >= 2)
     return False
 
 
-def _put_together_backwards(graph: Graph, name: str, users: Sequence[Any]) -> Any | None:
-    """The Concat that puts three channels together again in reverse, which one Split or three Slices, or three Gathers
-    of one place each, took apart; None where that is not what happens."""
+def _integers(graph: Graph, name: str) -> list[int]:
+    """A small constant as a list, empty where there is none."""
+    found = graph.constant(name) if name else None
+    return [int(one) for one in found.ravel()] if found is not None and found.dtype.kind in "iu" else []
+
+
+def _put_together_backwards(graph: Graph, users: Sequence[Any], axis: int) -> Any | None:
+    """The Concat that puts three channels, on this axis, together again in reverse, which one Split or three Slices, or
+    three Gathers of one place each, took apart; None where that is not what happens."""
     if len(users) == 1 and users[0].op_type == "Split":
         parts = [str(one) for one in users[0].output]
     elif len(users) == 3 and len({one.op_type for one in users}) == 1 and users[0].op_type in ("Slice", "Gather"):
-        starts = [graph.constant(str(one.input[1])) for one in users if len(one.input) > 1]
-        if len(starts) < 3 or any(one is None or one.size != 1 for one in starts):
-            return None
-        order = {
-            int(np.ravel(one)[0]): str(node.output[0])
-            for one, node in zip(starts, users, strict=True)
-            if one is not None
-        }
+        starts = [_integers(graph, str(one.input[1])) if len(one.input) > 1 else [] for one in users]
+        order = {one[0]: str(node.output[0]) for one, node in zip(starts, users, strict=True) if len(one) == 1}
         if sorted(order) != [0, 1, 2]:
             return None
         parts = [order[place] for place in range(3)]
@@ -631,7 +658,17 @@ def _put_together_backwards(graph: Graph, name: str, users: Sequence[Any]) -> An
     after = [node for part in parts for node in graph.users.get(part, [])]
     if len(parts) != 3 or len({id(one) for one in after}) != 1 or after[0].op_type != "Concat":
         return None
-    return after[0] if list(after[0].input) == parts[::-1] else None
+    along = {_along(graph, one) for one in (*users, after[0])}
+    return after[0] if along == {axis} and list(after[0].input) == parts[::-1] else None
+
+
+def _along(graph: Graph, node: Any) -> int | None:
+    """The one axis of an image batch that a Split, Gather, Concat or Slice works on."""
+    if node.op_type != "Slice":
+        said = graph.attribute(node, "axis", 0)
+        return said % IMAGE_AXES if isinstance(said, int) else None
+    axes = _integers(graph, str(node.input[3])) if len(node.input) > 3 else []
+    return axes[0] % IMAGE_AXES if len(axes) == 1 else None
 
 
 def _per_channel(graph: Graph, node: Any) -> NDArray[np.float64] | None:

@@ -103,7 +103,7 @@ def _said_by_sidecar(path: Path) -> dict[str, Any]:
 
 def _said_by_graph(graph: Graph, image: Value) -> dict[str, Any]:
     """What the input declares, and what the graph itself does to pixels: leading arithmetic of a known convention."""
-    said, head = declared(image), said_by_head(graph, image.name)
+    said, head = declared(image), said_by_head(graph, image.name, layout_of(image))
     if image.dtype == "uint8":  # bytes go in as they are; their order is all that is left to say
         return said | ({"channels": head["channels"]} if "channels" in head else {})
     return said | head

@@ -59,6 +59,7 @@ class OnnxModel:
 
     said: partial preprocessing by metadata, sidecar and graph, the most believed first. settings: inputs beside the
     image, as `name=value`. dim: length of a vector where the graph says it. run: a batch as fed → the raw output.
+    ready: a batch as fed → one inference on it and nothing else, to be timed; None where it runs in another process.
     """
 
     file: OnnxFile
@@ -69,6 +70,7 @@ class OnnxModel:
     dim: int | None
     provider: str
     run: Callable[[NDArray[Any]], NDArray[Any]]
+    ready: Callable[[NDArray[Any]], Callable[[], Any]] | None
 
     @property
     def batch(self) -> int | None:
@@ -332,6 +334,7 @@ def open_model(
         dim=_dim(shapes.get(choice.tensor), choice, layout_of(image)),
         provider=str(session.get_providers()[0]),
         run=_runner(session, choice.tensor, image, feeds),
+        ready=_bare(session, choice.tensor, image, feeds),
     )
 
 
@@ -345,7 +348,7 @@ def _isolated(path: Path, options: TeacherOptions, size: tuple[int, int] | None,
         facts: dict[str, Any] = {name: plain.unmarked(said[name]) for name in ("settings", "said", "dim", "provider")}
         facts["choice"] = plain.made(Choice, plain.unmarked(said["choice"]))
         facts["image"] = plain.made(Value, plain.unmarked(said["image"]))
-        return plain.made(OnnxModel, {**facts, "file": plain.file_of(path, said), "run": child.run})
+        return plain.made(OnnxModel, {**facts, "file": plain.file_of(path, said), "run": child.run, "ready": None})
 
 
 def file_of(path: Path, isolate: bool) -> OnnxFile:
@@ -360,16 +363,28 @@ def file_of(path: Path, isolate: bool) -> OnnxFile:
         child.close()
 
 
-def _runner(
-    session: Any, output: str, image: Value, feeds: Mapping[str, tuple[NDArray[Any], Value]]
-) -> Callable[[NDArray[Any]], NDArray[Any]]:
+Feeds = Mapping[str, tuple[NDArray[Any], Value]]
+
+
+def _runner(session: Any, output: str, image: Value, feeds: Feeds) -> Callable[[NDArray[Any]], NDArray[Any]]:
     runner = Runner(session)
+    return lambda batch: runner.run(output, _filled(batch, image, feeds))
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
-        extra = {name: spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
-        return runner.run(output, {image.name: batch, **extra})
 
-    return run
+def _bare(session: Any, output: str, image: Value, feeds: Feeds) -> Callable[[NDArray[Any]], Callable[[], Any]]:
+    """The session as whoever deploys the file would run it: without a thread between, every input at hand."""
+
+    def ready(batch: NDArray[Any]) -> Callable[[], Any]:
+        filled = _filled(batch, image, feeds)
+        return lambda: session.run([output], filled)
+
+    return ready
+
+
+def _filled(batch: NDArray[Any], image: Value, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """Every input of the graph for a batch as fed: the images, and the settings in the shape of the batch."""
+    extra = {name: spread(value, info.shape or (), len(batch)) for name, (value, info) in feeds.items()}
+    return {image.name: batch, **extra}
 
 
 def _dim(value: Value | None, choice: Choice, layout: str) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import class_folders, drawn, photo_folder
+from builders import class_folders, drawn, onnx_teacher, photo_folder
 from numpy.typing import NDArray
 from PIL import Image
 from test_bad_input import fails
@@ -451,6 +451,10 @@ def test_a_student_is_trained_measured_and_exported_from_bought_answers(
     assert judged["queries"] == 29, "the image nobody bought an answer about is left out"
     assert judged["models"][0]["metrics"]["map"]["value"] > 0.5, "these colours tell the classes apart"
     assert judged["models"][1]["asymmetric"] is None, "two files need not be one space"
+    onnx_teacher(tmp_path / "model.onnx")
+    for words in (("eval", "run", "--data", "labelled"), ("export", "run")):
+        line = fails(1, *words, "--teacher", "model.onnx")
+        assert "the teacher of run is a file of answers" in line and "train.parquet" in line
     shipped = call("export", "run", "--seconds", "1")
     assert shipped["variants"][0]["status"] == "accepted"
     assert shipped["teacher"]["bytes"] == 0 and shipped["teacher"]["latency"] == []

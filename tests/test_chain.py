@@ -482,11 +482,77 @@ def test_an_evaluation_without_any_positive_does_not_break_the_export(run_dir: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("said", "differing"),
+    [
+        ({"output": "map", "pool": "max"}, "output and pool"),
+        ({"preprocess": [*PRE, "channels=BGR"]}, "preprocessing"),
+    ],
+    ids=["output", "preprocessing"],
+)
+def test_runs_of_one_file_asked_differently_are_not_judged_together(
+    run_dir: Path, work: Path, said: dict[str, Any], differing: str
+) -> None:
+    """The vectors of one would be held against those of the other."""
+    other = work / differing.replace(" ", "-")
+    distilltool.distill(work / "teacher.onnx", work / "imgs", out=other, store=work / "l.sqlite", **{**SMALL, **said})
+    common = {"data": work / "labelled", "store": work / "eval.sqlite"}
+    for first, second in ((run_dir, other), (other, run_dir)):
+        with pytest.raises(distilltool.DistillError, match=f"the run {second} was .* another {differing} of "):
+            distilltool.evaluate([first, second], **common)
+    assert distilltool.evaluate([run_dir, run_dir], **common).models[2].fidelity is not None
+
+
+@pytest.mark.slow
 def test_a_teacher_of_fixed_batch_is_timed_against_the_same_batch(work: Path) -> None:
     onnx_teacher(work / "four.onnx", size=(48, 48), batch=4)
     distilltool.distill(work / "four.onnx", work / "imgs", out=work / "four", store=work / "four.sqlite", **SMALL)
     report = distilltool.export(work / "four", seconds=1.0)
     assert report.variants[0].latency[0].batch == report.teacher["latency"][0]["batch"] == 4
+
+
+def with_classifier(path: Path) -> Path:
+    """The teacher's vector followed by scores of 1000 classes, which alone are given out."""
+    model = onnx.load(onnx_teacher(path, size=(48, 48), dim=24))
+    scale = np.random.default_rng(0).normal(size=(24, 1000)).astype(np.float32)
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(scale, "classes"), onnx.numpy_helper.from_array(scale[0], "offset")]
+    )
+    model.graph.node.append(onnx.helper.make_node("Gemm", ["embedding", "classes", "offset"], ["scores"]))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", 1000]))
+    onnx.save(model, path)
+    return path
+
+
+def with_setting(path: Path) -> Path:
+    """The teacher with a second input, `gain`, which its vector is multiplied by."""
+    model = onnx.load(onnx_teacher(path, size=(48, 48), dim=24))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, ["N"]))
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "last"))
+    model.graph.node.append(onnx.helper.make_node("Unsqueeze", ["gain", "last"], ["column"]))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain", "column"], ["embedding"]))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "said", "output"),
+    [(with_classifier, {}, "embedding"), (with_setting, {"inputs": ["gain=0.1"]}, "embedding?gain=0.1")],
+    ids=["cut classifier", "setting"],
+)
+def test_a_teacher_is_timed_as_it_was_asked(work: Path, make: Any, said: dict[str, Any], output: str) -> None:
+    """Cut in front of its classifier, or with a further input set."""
+    path, out = make(work / f"{make.__name__}.onnx"), work / make.__name__
+    distilltool.distill(path, work / "imgs", out=out, store=work / "as-asked.sqlite", **SMALL, **said)
+    assert json.loads((out / "run.json").read_text())["teacher"]["output"] == output
+    report = distilltool.export(out, seconds=1.0)
+    assert report.variants[0].status == "accepted" and report.variants[0].latency[0].speedup is not None
+    assert report.teacher["dim"] == 24
+    assert [one["threads"] for one in report.teacher["latency"]] == [1]
 
 
 @pytest.mark.slow

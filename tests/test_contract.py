@@ -39,7 +39,7 @@ FLAGS = {
         "--select",
     },
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
-    "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds"},
+    "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"},
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},

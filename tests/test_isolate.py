@@ -18,7 +18,7 @@ from builders import onnx_teacher, photo_folder
 from typer.testing import CliRunner
 
 import distilltool
-from distilltool import plain, wire
+from distilltool import plain, teacher, wire
 from distilltool.anatomy import dissect
 from distilltool.cli import app
 from distilltool.errors import DistillError, OutOfMemory
@@ -105,6 +105,50 @@ def test_a_ledger_does_not_know_the_difference(tmp_path: Path, monkeypatch: pyte
         assert ledger.spent(again.teacher.sha256) == 6
     found = distilltool.evaluate("t.onnx", "imgs", teacher="t.onnx", preprocess=PRE, isolate=True)
     assert found.models[1].fidelity is not None and found.models[1].fidelity["overlap@10"].value == 1
+
+
+WIDE = {"COLUMNS": "200"}  # no line of a message is broken
+SMALL: dict[str, Any] = {
+    "preprocess": PRE,
+    "student": "timm:test_efficientnet",
+    "input_size": 32,
+    "changes": ["schedule.epochs=1"],
+}
+
+
+def refuse_to_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let this process, not its children, fail as soon as it parses the file of this name."""
+    for reader in ("read_model", "read_file"):
+        read = getattr(teacher, reader)
+
+        def checked(path: Path, read: Any = read) -> Any:
+            assert path.name != name, f"{name} was parsed in this process"
+            return read(path)
+
+        monkeypatch.setattr(teacher, reader, checked)
+
+
+@pytest.mark.slow
+def test_a_run_distilled_isolated_stays_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever did not trust the file then need not say so again: its later commands never parse it here either."""
+    monkeypatch.chdir(tmp_path)
+    onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 48)
+    with monkeypatch.context() as watched:
+        refuse_to_read(watched, "t.onnx")
+        distilltool.distill("t.onnx", "imgs", out="run", isolate=True, **SMALL)
+        assert distilltool.evaluate(["run", "t.onnx"], "imgs", preprocess=PRE).models[1].fidelity is not None
+        report = distilltool.export("run", seconds=1.0)
+        told = CliRunner().invoke(app, ["export", "run", "--seconds", "1"], env=WIDE)
+    assert report.variants[0].status == "accepted" and report.variants[0].latency[0].speedup is None
+    assert report.teacher["latency"] == [] and report.teacher["dim"] == 16
+    assert told.exit_code == 0 and "timed alone" in told.stderr
+    trusted = distilltool.distill("t.onnx", "imgs", out="trusted", **SMALL)
+    assert trusted.queries["new"] == 0
+    assert len(distilltool.export("trusted", seconds=1.0).teacher["latency"]) == 1
+    refuse_to_read(monkeypatch, "t.onnx")
+    asked = CliRunner().invoke(app, ["export", "trusted", "--isolate", "--seconds", "1"], env=WIDE)
+    assert asked.exit_code == 0 and "timed alone" in asked.stderr
 
 
 def test_errors_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

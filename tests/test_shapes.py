@@ -360,6 +360,28 @@ def test_weights_linked_from_another_disk(tmp_path: Path, output: str | None) ->
     np.testing.assert_allclose(got, teacher_map(fed(rows)).mean(axis=(2, 3)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("0.1", "0.1"),
+        ("1", "1"),
+        ("1.0000001", "1.0000001"),
+        ("1.0000002", "1.0000002"),
+        ("16777215", "1.6777215e+07"),
+        ("1e-30", "1e-30"),
+        ("0.3333333333", "0.33333334"),
+    ],
+)
+def test_a_setting_is_written_down_to_its_last_digit(tmp_path: Path, given: str, written: str) -> None:
+    """Settings that the model tells apart are told apart in the ledger, and reopen as what they were."""
+    path = with_settings(tmp_path, ()).path
+    teacher = opened(path, inputs=("training=false", f"gain={given}"))
+    assert teacher.output == f"vector?gain={written}&training=False"
+    again = opened(path, inputs=("training=false", f"gain={written}"))
+    assert again.key == teacher.key
+    np.testing.assert_array_equal(again.embed(pixels(2)), teacher.embed(pixels(2)))
+
+
 def test_settings_are_part_of_the_answer(tmp_path: Path) -> None:
     """Another value, another answer; a value that is missing is asked for by the flag that gives it."""
     path = with_settings(tmp_path, ()).path
@@ -646,6 +668,53 @@ def test_classifier_gives_its_penultimate_layer(tmp_path: Path, name: str, half:
     assert dissect(path, TeacherOptions()).kind == "classifier"
     asked = opened(path, output="y")
     assert asked.embed(rows).shape == (3, HEADS[name].width), "what is asked for is given all the same"
+    again = opened(path, output=teacher.output, pool=teacher.pool if teacher.pool != "none" else None)
+    np.testing.assert_array_equal(again.embed(rows), teacher.embed(rows))
+
+
+def places_scored(path: Path) -> Path:
+    """A classifier on every place of a map 16×8 that a Reshape laid out channels last, as Swin is traced."""
+    first, _ = weights(16, 0)
+    classes = np.random.default_rng(4).normal(size=(HIDDEN, 1000)).astype(np.float32)
+    shapes = {"rows": np.array([0, HIDDEN, 128], np.int64), "places": np.array([0, 16, 8, HIDDEN], np.int64)}
+    nodes = [
+        node("Conv", ["x", "first"], ["c"], strides=[PATCH, PATCH]),
+        node("Relu", ["c"], ["r"]),
+        node("Reshape", ["r", "rows"], ["t"]),
+        node("Transpose", ["t"], ["tokens"], perm=[0, 2, 1]),
+        node("Reshape", ["tokens", "places"], ["map"]),
+        node("MatMul", ["map", "classes"], ["l"]),
+        node("ReduceMean", ["l"], ["y"], axes=[1, 2], keepdims=0),
+    ]
+    constants = {"first": first, "classes": classes, **shapes}
+    return save(path, nodes, [value("x", FLOAT, ["N", 3, 64, 32])], [value("y", FLOAT, ["N", 1000])], constants)
+
+
+def test_a_choice_reopened_by_name_gives_the_same_vectors(tmp_path: Path) -> None:
+    """What is recorded of a choice, its name and pooling, must lead back to the same layout of the map."""
+    path, rows = places_scored(tmp_path / "t.onnx"), pixels(3, (64, 32))
+    chosen = opened(path)
+    again = opened(path, output=chosen.output, pool=chosen.pool)
+    assert (chosen.key, chosen.space_id, chosen.dim) == (again.key, again.space_id, again.dim)
+    wanted = hidden(fed(rows)).mean(axis=(2, 3))
+    for teacher in (chosen, again):
+        np.testing.assert_allclose(teacher.embed(rows), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "cls", "gem"])
+def test_the_pooling_asked_for_holds_in_front_of_a_classifier_too(tmp_path: Path, pool: str) -> None:
+    """A map in front of the scores is averaged as the graph does, unless something else is asked for."""
+    rows = pixels(3, (64, 32))
+    teacher = opened(places_scored(tmp_path / "t.onnx"), pool=pool)
+    places = hidden(fed(rows)).reshape(3, HIDDEN, -1)
+    wanted = {
+        "avg": places.mean(axis=2),
+        "max": places.max(axis=2),
+        "cls": places[:, :, 0],
+        "gem": (np.maximum(places, 1e-6) ** 3).mean(axis=2) ** (1 / 3),
+    }[pool]
+    assert teacher.pool == pool and f"pooled by {pool}" in teacher.why
+    np.testing.assert_allclose(teacher.embed(rows), wanted, atol=1e-3, rtol=1e-3)
 
 
 def ending(*nodes: onnx.NodeProto, width: int = 512, **constants: Any) -> End:
@@ -896,6 +965,47 @@ def test_a_learned_scale_is_no_preprocessing(tmp_path: Path, steps: Any) -> None
     path = with_head(tmp_path / "t.onnx", arithmetic(*steps, to=ZERO_ONE, scale=1.0))
     with pytest.raises(DistillError, match="nothing says how"):
         open_teacher(path)
+
+
+SIDEWAYS = {"perm": [0, 3, 1, 2]}
+MIRRORS: dict[str, Head] = {
+    "Slice along the width": arithmetic(("Slice", 3), to=ZERO_ONE, scale=1.0),
+    "Slice along the height": arithmetic(("Slice", 2), to=ZERO_ONE, scale=1.0),
+    "Slice along the width, from the end": arithmetic(("Slice", -1), to=ZERO_ONE, scale=1.0),
+    "NHWC turned, then the width": arithmetic(
+        ("Transpose", SIDEWAYS), ("Slice", 3), to=ZERO_ONE, scale=1.0, layout="NHWC"
+    ),
+    "NHWC, then turned": arithmetic(("Slice", 2), ("Transpose", SIDEWAYS), to=ZERO_ONE, scale=1.0, layout="NHWC"),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_mirror_is_no_reversal_of_channels(tmp_path: Path, name: str) -> None:
+    """The same operators along a side of the image say nothing of its channels."""
+    teacher = opened(with_head(tmp_path / "t.onnx", MIRRORS[name]))
+    assert teacher.preprocess.channels == "RGB"
+    rows = pixels(2)
+    across = "height" not in name
+    inside = fed(rows[:, :, ::-1] if across else rows[:, ::-1])
+    np.testing.assert_allclose(teacher.embed(rows), teacher_map(inside).mean(axis=(2, 3)), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("Slice", 3), ("Transpose", SIDEWAYS)),
+        (("Transpose", SIDEWAYS), ("Slice", 1)),
+        (("Gather", -1), ("Transpose", SIDEWAYS)),
+        (("Transpose", SIDEWAYS), ("Split", 1)),
+        (("Transpose", SIDEWAYS), ("Gathers", 1)),
+    ],
+    ids=["Slice", "turned, Slice", "Gather", "turned, Split", "turned, Gathers"],
+)
+def test_the_axis_of_the_channels_is_followed_through_a_transposition(tmp_path: Path, steps: Any) -> None:
+    """Channels last, reversed before or after they are brought to the front."""
+    head = arithmetic(*steps, to=ZERO_ONE, scale=1.0, layout="NHWC")
+    teacher = opened(with_head(tmp_path / "t.onnx", head))
+    assert teacher.preprocess.channels == "BGR"
 
 
 # ---- real files, where they are at hand ----

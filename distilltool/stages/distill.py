@@ -82,13 +82,14 @@ def distill(
     backbone: Backbone,
     fetch: str,
     *,
+    isolate: bool,
     seconds: float | None,
     progress: Progress,
 ) -> DistillReport:
     """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
 
-    fetch: how pretrained weights were looked for, for the message. seconds: wall time for training as a whole,
-    caching and evaluation included.
+    fetch: how pretrained weights were looked for, for the message. isolate: the teacher's file is not to be trusted by
+    later commands on this run either. seconds: wall time for training as a whole, caching and evaluation included.
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
@@ -109,7 +110,7 @@ def distill(
         progress=progress,
     )
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
-    _finish(student, teacher, recipe, run, report, answered, held)
+    _finish(student, teacher, recipe, run, report, answered, held, isolate)
     return report
 
 
@@ -369,6 +370,7 @@ def _finish(
     report: DistillReport,
     answered: Answered,
     held: NDArray[np.bool_],
+    isolate: bool,
 ) -> None:
     """Write weights, card and, last, the manifest; then drop what only training needed."""
     size = working_size(teacher.preprocess.size, recipe.student.input)
@@ -400,6 +402,7 @@ def _finish(
                 "bytes": teacher.size_bytes,
                 "space_id": teacher.space_id,
                 "preprocess": teacher.preprocess.to_dict(),
+                "isolate": isolate,
             },
             "held_out": paths,
             "weights_sha256": images.digest(run.weights),

@@ -27,7 +27,6 @@ from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
-from distilltool.runtime import open_session
 from distilltool.student import StudentCard, TorchEmbedder
 from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher
 
@@ -72,7 +71,8 @@ def export(
 ) -> ExportReport:
     """Fill the folder `bundle`; a student that does not survive the export is rejected and left out of it.
 
-    teacher: timed beside the student where its file is still there. seconds: for the latency measurement.
+    teacher: opened with `threads` and timed beside the student; None, or one in a process of its own, is not timed.
+    seconds: for the latency measurement.
     """
     began = time.perf_counter()
     manifest = read_json(run.manifest)
@@ -90,7 +90,7 @@ def export(
         exported = open_teacher(fresh)
         judged = _judge(student, exported, paths)
         progress.advance(1, "timing")
-        timed = _time(exported, teacher, paths[0], seconds, threads)
+        timed = _time(open_teacher(fresh, threads=threads), teacher, paths[0], seconds, threads)
         progress.advance(1, "writing")
         variant = _ship(fresh, bundle / "student.onnx", judged, timed[0], opset)
     finally:
@@ -242,11 +242,13 @@ def _time(
 ) -> tuple[tuple[LatencyReport, ...], tuple[LatencyReport, ...]]:
     """Latency of student and teacher in alternating blocks at the teacher's batch, 1 where it is free; inputs ready."""
     batch = (teacher.batch if teacher else None) or 1
-    student_run = _runner(exported, path, threads, batch)
-    if teacher is None:
+    student_run = _runner(exported, path, batch)
+    teacher_run = _runner(teacher, path, batch) if teacher is not None else None
+    assert student_run is not None
+    if teacher is None or teacher_run is None:
         alone, _ = latency.interleaved(student_run, student_run, seconds)
         return (latency.summarise(alone, provider=exported.provider, threads=threads, batch=batch, ratio=None),), ()
-    ours, theirs = latency.interleaved(student_run, _runner(teacher, path, threads, batch), seconds)
+    ours, theirs = latency.interleaved(student_run, teacher_run, seconds)
     ratio = latency.speedup(ours, theirs)
     return (
         (latency.summarise(ours, provider=exported.provider, threads=threads, batch=batch, ratio=ratio),),
@@ -254,14 +256,12 @@ def _time(
     )
 
 
-def _runner(model: OnnxEmbedder, path: Path, threads: int, batch: int) -> Callable[[], Any]:
-    """One inference on a real image, as whoever deploys the file would run it."""
-    session = open_session(model.file.path, threads)
-    image = images.prepare(path, model.preprocess)
+def _runner(embedder: OnnxEmbedder, path: Path, batch: int) -> Callable[[], Any] | None:
+    """One inference on a real image; None where another process would do it."""
+    image = images.prepare(path, embedder.preprocess)
     assert not isinstance(image, str)
-    rows = np.repeat(image[None], batch, axis=0)
-    feed = {session.get_inputs()[0].name: model.preprocess.feed(rows)}
-    return lambda: session.run([model.output], feed)
+    fed = embedder.preprocess.feed(np.repeat(image[None], batch, axis=0))
+    return embedder.model.ready(fed) if embedder.model.ready is not None else None
 
 
 def _teacher_facts(
