@@ -261,6 +261,8 @@ def evaluate(
     isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
+    if len(runs) == len(models) and (preprocess or output or pool or inputs):
+        watch.warn("--preprocess, --output, --pool and --input are for ONNX files: a run says itself how it is asked")
     dataset = datasets.open_dataset(Path(data), protocol)
     taken = cache(lambda: images.take_stock(dataset.paths))
     guess = _guesser(taken, store, None, watch)
