@@ -23,6 +23,7 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 80_000_000  # below Pillow's own limit, so that a bomb is refused before it is unpacked
 LARGE_PIXELS = 20_000_000  # where it matters how many are in memory at once
+STRIP = 512  # rows
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
@@ -59,9 +60,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         image = Image.fromarray(np.nan_to_num(np.asarray(image).clip(0, 255)).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return on_white(image)
     return image.convert("RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Lay an image with transparency on white, strip by strip: whole, a large one would be in memory four times."""
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return flat
 
 
 def resize(image: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]:

@@ -186,8 +186,11 @@ def test_images_without_an_answer_are_pending_and_duplicates_are_one(folder: Pat
 
 def test_a_budget_does_not_limit_what_is_bought_already(folder: Path) -> None:
     as_npz(folder / "v.npz", [p.name for p in found(folder)], answers(10), "path")
-    report = call("query", "v.npz", "imgs", "--budget", 3, "--price-per-query", 2)
+    report = call("query", "v.npz", "imgs")
     assert (report["imported"], report["spent"], report["budget"]) == (10, 0, None)
+    for words in (["--budget", "3"], ["--price-per-query", "2"]):
+        refused = CliRunner().invoke(app, ["query", "v.npz", "imgs", *words])
+        assert refused.exit_code == 2 and "a budget means nothing" in " ".join(refused.stderr.split())
 
 
 def test_another_view_of_the_images_is_no_other_teacher(folder: Path) -> None:
