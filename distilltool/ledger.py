@@ -26,6 +26,7 @@ AMBIGUOUS: tuple[Ambiguous, ...] = get_args(Ambiguous)
 STALE = 900.0  # seconds after which a claim from a machine we cannot look into is taken for dead
 PROBED_BY = "probed by"  # in place of an outcome while there is none: the process that is at it
 PAUSE = 60.0  # seconds between two answers from which they belong to different commands
+AGAIN = 0.02  # seconds before trying again what another process was in the way of
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
 ROOM = 1 << 20  # bytes of disk left free beside that
@@ -104,14 +105,9 @@ class Ledger:
         """
         with _opening(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _look(path)
-            db = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
-            db.execute("PRAGMA synchronous=FULL")
-            if _is_empty(db):
-                _create(path, db)
-            _check(path, db)
-            _upgrade(path, db)
-            db.execute("PRAGMA journal_mode=WAL")
+            deadline = time.monotonic() + LOCK_WAIT
+            while (db := _connect(path, deadline)) is None:
+                time.sleep(AGAIN)
         return cls(path, db)
 
     @classmethod
@@ -412,6 +408,31 @@ class Ledger:
         if host != socket.gethostname():
             return abs(time.time() - claimed) < STALE  # nor is a claim from the future one for ever
         return _started(int(pid)) == started
+
+
+def _connect(path: Path, deadline: float) -> sqlite3.Connection | None:
+    """Open, create or upgrade; None where another process was in the way for a moment.
+
+    While one makes the file or turns on its log, SQLite tells others at once that it is locked, without waiting.
+    """
+    _look(path)
+    db = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
+    try:
+        db.execute("PRAGMA synchronous=FULL")
+        if _is_empty(db):
+            _create(path, db)
+        _check(path, db)
+        _upgrade(path, db)
+        db.execute("PRAGMA journal_mode=WAL")
+        return db
+    except sqlite3.OperationalError as error:
+        db.close()
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            raise
+        return None
+    except BaseException:
+        db.close()
+        raise
 
 
 def unsure_claims(count: int) -> DistillError:

@@ -161,7 +161,9 @@ import numpy as np
 from distilltool import images
 from distilltool.ledger import Ledger
 from distilltool.progress import Silent
+from distilltool import pace
 from distilltool.stages.query import ask
+pace.WORSE = 0.0  # a busy machine must not end the doubling before memory does
 from distilltool.teacher import OnnxEmbedder, TeacherOptions, open_teacher
 
 class Watched(OnnxEmbedder):
