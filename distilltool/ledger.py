@@ -427,7 +427,7 @@ def _connect(path: Path, deadline: float) -> sqlite3.Connection | None:
         return db
     except sqlite3.OperationalError as error:
         db.close()
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+        if not _is_locked(error) or time.monotonic() > deadline:
             raise
         return None
     except BaseException:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distilltool import plain
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, OutOfMemory
-from distilltool.graph import Graph, Value
+from distilltool.graph import Graph, Value, sides
 from distilltool.hazards import check_graph, check_sizes
 from distilltool.images import workers
 from distilltool.inputs import as_text, settings_of, spread, the_image
@@ -392,7 +392,7 @@ def _dim(value: Value | None, choice: Choice, layout: str) -> int | None:
     shape = value.shape if value is not None else None
     if shape is None:
         return None
-    several = [side for side in shape[1:] if side != 1]
+    several = sides(shape)
     if len(several) > 1:  # tokens or a map: the channels
         last = layout == "NHWC" if choice.channels_last is None else choice.channels_last
         several = [shape[1]] if len(shape) == 4 and not last else [shape[-1]]

@@ -70,7 +70,7 @@ def query(
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress, ambiguous)
     failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
-    now = ledger.settled(number, [photo.sha256 for photo in stock.photos])  # another process may have shared the work
+    now = ledger.settled(number, contents)  # another process may have shared the work
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
     cached = len(state) - len(failed)
     usable = len(stock.photos) - len(failed) - len(asked.skipped)
@@ -234,10 +234,7 @@ class _Line:
         except Unsure:  # it may have answered, and counted it: those claims stay
             self.ledger.release(self.number, [sha for part in waiting[1:] for sha in part])
             raise
-        except (
-            DistillError,
-            MemoryError,
-        ):  # it refused, or what it said could not be kept: what was not answered is not counted
+        except (DistillError, MemoryError):  # refused, or not to be kept: what was not answered is not counted
             self.ledger.release(self.number, [sha for part in waiting for sha in part])
             raise
         return bad
