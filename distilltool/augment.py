@@ -59,6 +59,11 @@ def shrink(pixels_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(pixels_NCHW, size, mode="bilinear", antialias=True)
 
 
+def plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cached images at working size without augmentation, (N, H, W, 3)."""
+    return shrink(to_pixels(pixels_NHWC), size).permute(0, 2, 3, 1).contiguous().numpy()
+
+
 def _jitter(pixels_NCHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast and saturation, drawn per image from 1 ± strength; torchvision's take one value a call."""
     draws = rng.uniform(1 - strength, 1 + strength, (3, len(pixels_NCHW), 1, 1, 1))

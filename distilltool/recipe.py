@@ -35,11 +35,15 @@ class StudentChoice:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mix:
     """Interpolated samples. ratio: how many for each image of the batch; alpha: λ ~ Beta(alpha, alpha);
-    normalise: bring mixes back to length 1 (without it a squared loss is only re-weighted)."""
+    normalise: bring mixes back to length 1 (without it a squared loss is only re-weighted); partners: what an image is
+    mixed with, others of the batch or any of the bank (the student's side as it was when last seen); width: images in a
+    mix, the shares of more than two drawn from Dirichlet(alpha, ...)."""
 
     ratio: float = 0.0
     alpha: float = 1.0
     normalise: bool = True
+    partners: Literal["batch", "bank"] = "batch"
+    width: int = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +111,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "student.dim": (0, 65536),
     "mix.ratio": (0, 64),
     "mix.alpha": (0.01, 100),
+    "mix.width": (2, 64),
     "augment.crop": (0.05, 1),
     "augment.jitter": (0, 1),
     "optimiser.lr": (1e-8, 10),

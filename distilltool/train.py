@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from distilltool import extensions, images, metrics
-from distilltool.augment import Batch, make_batch
+from distilltool import images, metrics
+from distilltool.augment import Batch, make_batch, plain
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
 from distilltool.metrics import Task
+from distilltool.mixing import Bank, mix
+from distilltool.objective import sum_of_losses
 from distilltool.progress import Progress
-from distilltool.recipe import Mix, Recipe
+from distilltool.recipe import Recipe
 from distilltool.report import Fidelity
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, embed
@@ -31,8 +32,6 @@ from distilltool.student import Student, embed
 TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
 SETTLE = 3
 SHARES = (0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +114,6 @@ class _Trainer:
         self.student, self.data, self.recipe, self.rundir = student, data, recipe, run
         self.seconds, self.progress = seconds, progress
         self.clock = time.perf_counter() - spent
-        self.loss = _sum_of_losses(recipe)
         self.average = AveragedModel(student, multi_avg_fn=_ramped(recipe.optimiser.ema), use_buffers=True)
         self.finetune = finetune
         self.lr_name = "lr_finetune" if finetune else "lr"
@@ -123,6 +121,11 @@ class _Trainer:
         self.optimiser = _adamw(student, self.lr, recipe.optimiser.weight_decay)
         self.device = next(student.parameters()).device
         self.targets = torch.from_numpy(data.targets).to(self.device)
+        self.loss = sum_of_losses(recipe, self.targets)
+        self.bank: Bank | None = None
+        if recipe.mix.ratio and recipe.mix.partners == "bank":
+            remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
+            self.bank = Bank(student=remembered, teacher=self.targets)
         self.batch = min(recipe.schedule.batch, len(data.pixels))
         planned = recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch)
         self.state = State(total=planned if seconds is None else 1 << 30)
@@ -130,13 +133,15 @@ class _Trainer:
 
     def run(self) -> Outcome:
         if self.rundir.checkpoint.exists():
-            self.state = load_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser)
+            self.state = load_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.bank)
             self.clock -= self.state.seconds
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self._evaluate(self.student)
             if self.finetune:
                 save_weights(self.rundir.start, self.student)
+            if self.bank is not None:
+                self.bank.student.copy_(_as_seen(self.student, self.data))
         self.student.train()
         self._begin()
         with stop_gently() as wish:
@@ -210,13 +215,22 @@ class _Trainer:
 
     def _loss(self, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
         """The recipe's losses over the joint batch, and the anchor on the images alone."""
-        pixels = batch.pixels.to(self.device)
-        teacher_BE = self.targets[torch.from_numpy(batch.rows).to(self.device)]
+        pixels, rows = batch.pixels.to(self.device), torch.from_numpy(batch.rows)
+        teacher_BE = self.targets[rows.to(self.device)]
         if self.student.anchor is None:
-            return self.loss(*mix(self.student(pixels), teacher_BE, self.recipe.mix, seed))
+            return self._joint(self.student(pixels), teacher_BE, batch, seed)
         student_BD, anchored_BE = self.student.anchored(pixels)
-        joint = self.loss(*mix(student_BD, teacher_BE, self.recipe.mix, seed))
+        joint = self._joint(student_BD, teacher_BE, batch, seed)
         return joint + self.recipe.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
+
+    def _joint(self, student_BD: Tensor, teacher_BE: Tensor, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
+        """The losses over the images and what is mixed from them."""
+        student, teacher = mix(student_BD, teacher_BE, self.recipe.mix, seed, self.bank, batch.rows)
+        if self.bank is not None:
+            self.bank.remember(batch.rows, student_BD)
+        rows = torch.full((len(student),), -1, device=self.device)
+        rows[: len(student_BD)] = torch.from_numpy(batch.rows)
+        return self.loss(student, teacher, rows)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
@@ -289,63 +303,18 @@ class _Trainer:
         return chosen_share
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.state)
+        save_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.state, self.bank)
 
     def _log(self, entry: dict[str, Any]) -> None:
         with self.rundir.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
-def mix(student_BD: Tensor, teacher_BE: Tensor, how: Mix, seed: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Append `how.ratio` · B interpolated samples to both sides: the same pairs and λ, each in its own space.
-
-    → (B + A, D) and (B + A, E). No query and no forward pass is spent on them. Laskar & Kannala, ACCV 2020.
-    """
-    count = len(student_BD)
-    extra = round(how.ratio * count)
-    if not extra:
-        return student_BD, teacher_BE
-    rng = np.random.default_rng(seed)
-    i = rng.integers(0, count, extra)
-    j = (i + rng.integers(1, count, extra)) % count  # never itself
-    share = torch.from_numpy(rng.beta(how.alpha, how.alpha, (extra, 1)).astype(np.float32)).to(student_BD.device)
-    mixed = []
-    for rows in (student_BD, teacher_BE):
-        more = share * rows[i] + (1 - share) * rows[j]
-        mixed.append(torch.cat([rows, F.normalize(more, dim=1) if how.normalise else more]))
-    return mixed[0], mixed[1]
-
-
-def _sum_of_losses(recipe: Recipe) -> Loss:
-    """The weighted sum of a recipe's losses as one function; unknown names and options are errors."""
-    terms = []
-    for term in recipe.loss:
-        function = extensions.find("distilltool.losses", "loss", term.name)
-        options = set(function.__kwdefaults__ or {})
-        unknown = set(term.options) - options
-        if unknown:
-            raise DistillError(
-                f"the loss {term.name} has no option {', '.join(sorted(unknown))}",
-                f"it has {', '.join(sorted(options)) or 'none'}",
-            )
-        terms.append((term.weight, function, term.options))
-    return lambda s, t: torch.stack([weight * function(s, t, **options) for weight, function, options in terms]).sum()
-
-
-def check_losses(recipe: Recipe, same_space: bool) -> None:
-    """Fail on a recipe whose losses do not exist or need the teacher's space, before anything is spent."""
-    _sum_of_losses(recipe)
-    regresses = any(term.name == "regression" for term in recipe.loss)
-    if same_space and not regresses:
-        raise DistillError(
-            'space = "teacher" promises vectors that can be compared with the teacher\'s, but no loss draws them there',
-            "use --recipe regression, or add that loss to the recipe",
-        )
-    if not same_space and regresses:
-        raise DistillError(
-            "the loss regression compares student and teacher vectors one to one",
-            'it needs space = "teacher" in the recipe (--set space=teacher)',
-        )
+def _as_seen(student: Student, data: Data) -> Tensor:
+    """The student's vectors of the training images without augmentation, (N, D)."""
+    starts = range(0, len(data.pixels), 256)
+    parts = [embed(student, plain(data.pixels[at : at + 256], data.size)) for at in starts]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -417,23 +386,36 @@ def _lerp(tensor: Tensor, other: Tensor, share: float) -> Tensor:
 
 
 def save_checkpoint(
-    path: Path, student: Student, average: AveragedModel, optimiser: torch.optim.Optimizer, state: State
+    path: Path,
+    student: Student,
+    average: AveragedModel,
+    optimiser: torch.optim.Optimizer,
+    state: State,
+    bank: Bank | None = None,
 ) -> None:
     """Write everything training needs to go on bit for bit."""
     tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in values.items()}
+    if bank is not None:
+        tensors["bank.student"] = bank.student
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, lambda fresh: save_file(cpu, fresh, metadata={"state": json.dumps(asdict(state))}))
 
 
-def load_checkpoint(path: Path, student: Student, average: AveragedModel, optimiser: torch.optim.Optimizer) -> State:
-    """Put a checkpoint back into student, average and optimiser; returns where it stood."""
+def load_checkpoint(
+    path: Path,
+    student: Student,
+    average: AveragedModel,
+    optimiser: torch.optim.Optimizer,
+    bank: Bank | None = None,
+) -> State:
+    """Put a checkpoint back into student, average, optimiser and bank; returns where it stood."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = State(**json.loads(file.metadata()["state"]))
-    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}}
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}, "bank": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = tensor
@@ -444,4 +426,6 @@ def load_checkpoint(path: Path, student: Student, average: AveragedModel, optimi
         number, _, key = name.partition(".")
         saved["state"].setdefault(int(number), {})[key] = tensor
     optimiser.load_state_dict(saved)
+    if bank is not None:
+        bank.student.copy_(groups["bank"]["student"])
     return state

@@ -21,7 +21,17 @@ from distilltool.cli import app
 
 ROOT = Path(distilltool.__file__).parent
 HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "faiss", "numpy", "PIL", "safetensors", "pyarrow")
-TORCH_OWNERS = ("student.py", "train.py", "ridge.py", "augment.py", "stages/distill.py", "stages/export.py")
+TORCH_OWNERS = (
+    "student.py",
+    "train.py",
+    "objective.py",
+    "mixing.py",
+    "relations.py",
+    "ridge.py",
+    "augment.py",
+    "stages/distill.py",
+    "stages/export.py",
+)
 TORCH_FOLDERS = ("students/", "losses/")
 PRINTERS = ("show.py", "deploy.py")
 EXTENSIONS = ("students", "losses", "selection", "datasets", "precisions")

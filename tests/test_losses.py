@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from distilltool import extensions, recipe
 from distilltool.errors import DistillError
-from distilltool.train import check_losses
+from distilltool.objective import check_losses
 
 NAMES = extensions.names("distilltool.losses")
 ROWS, DIM = 6, 4  # student and teacher of one dimension, so that losses within the teacher's space take part

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from distilltool.mixing import mix
 from distilltool.recipe import Mix
-from distilltool.train import _ramped, _schedule, mix
+from distilltool.train import _ramped, _schedule
 
 
 def teacher_rows(rows: int, dim: int = 5) -> Tensor:

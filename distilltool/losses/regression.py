@@ -3,9 +3,9 @@
 from torch import Tensor
 
 
-def regression(student_MD: Tensor, teacher_ME: Tensor) -> Tensor:
-    """1 − cosine of student and teacher vector, mean over samples; both must live in the teacher's space (D = E).
+def regression(student_ME: Tensor, teacher_ME: Tensor) -> Tensor:
+    """1 − cosine of student and teacher vector, mean over samples; both live in the teacher's space.
 
     Source: asymmetric regression of Budnik & Avrithis, CVPR 2021.
     """
-    return 1 - (student_MD * teacher_ME).sum(dim=1).mean()
+    return 1 - (student_ME * teacher_ME).sum(dim=1).mean()

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import images, ridge, search, students, train
-from distilltool.augment import shrink
+from distilltool import images, objective, ridge, search, students, train
+from distilltool.augment import plain
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
@@ -48,7 +48,7 @@ class Answered:
 
 def check(recipe: Recipe) -> None:
     """Fail on what is wrong with a recipe before anything is asked or trained."""
-    train.check_losses(recipe, recipe.space == "teacher")
+    objective.check_losses(recipe, recipe.space == "teacher")
     if recipe.space == "teacher" and recipe.student.dim:
         raise DistillError(
             "--dim and the teacher's space exclude each other: its vectors have its dimension",
@@ -284,14 +284,8 @@ def _fill(layer: torch.nn.Linear | None, head: ridge.Head) -> None:
 
 def _features(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
     """Pooled features of the cached images without augmentation, (N, width)."""
-    parts = [embed(student, _plain(pixels[at : at + 256], size), features=True) for at in range(0, len(pixels), 256)]
+    parts = [embed(student, plain(pixels[at : at + 256], size), features=True) for at in range(0, len(pixels), 256)]
     return torch.from_numpy(np.concatenate(parts))
-
-
-def _plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Cached images at working size without augmentation."""
-    small = shrink(to_pixels(pixels_NHWC), size)
-    return small.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 @torch.no_grad()
@@ -306,7 +300,7 @@ def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int
     device = student.factor.device
     rows = np.random.default_rng((seed, 6)).permutation(len(pixels))[: CALIBRATION * 32]
     for at in range(0, len(rows) - len(rows) % 2, 32):
-        student(to_pixels(_plain(pixels[np.sort(rows[at : at + 32])], size)).to(device))
+        student(to_pixels(plain(pixels[np.sort(rows[at : at + 32])], size)).to(device))
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
 

@@ -1,0 +1,106 @@
+"""The weighted sum of a recipe's losses, and what is checked about it before anything is spent."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distilltool import extensions
+from distilltool.errors import DistillError
+from distilltool.recipe import LossTerm, Recipe
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # student (M, D), teacher (M, E), rows of the bank (M,) → scalar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Term:
+    """One loss of the sum. asks: what it wants besides the vectors, of `bank_KE` and `rows_M`."""
+
+    function: Callable[..., Tensor]
+    weight: float
+    options: dict[str, float]
+    asks: tuple[str, ...]
+
+    @property
+    def needs_teacher_space(self) -> bool:
+        """Whether it compares the student with the teacher's vectors: its first parameter says so."""
+        return next(iter(inspect.signature(self.function).parameters)) == "student_ME"
+
+    def __call__(self, student_MD: Tensor, teacher_ME: Tensor, given: dict[str, Tensor]) -> Tensor:
+        asked = {name: given[name] for name in self.asks}
+        return self.weight * self.function(student_MD, teacher_ME, **asked, **self.options)
+
+
+def sum_of_losses(recipe: Recipe, bank_KE: Tensor) -> Loss:
+    """The weighted sum of a recipe's losses as one function of student, teacher and rows."""
+    terms = _terms(recipe)
+    return lambda student, teacher, rows: torch.stack(
+        [term(student, teacher, {"bank_KE": bank_KE, "rows_M": rows}) for term in terms]
+    ).sum()
+
+
+def _terms(recipe: Recipe) -> list[_Term]:
+    """A recipe's losses, found; unknown names and options are errors."""
+    return [_found(term) for term in recipe.loss]
+
+
+def _found(term: LossTerm) -> _Term:
+    function = extensions.find("distilltool.losses", "loss", term.name)
+    defaults = function.__kwdefaults__ or {}
+    unknown = set(term.options) - set(defaults)
+    if unknown:
+        raise DistillError(
+            f"the loss {term.name} has no option {', '.join(sorted(unknown))}",
+            f"it has {', '.join(sorted(defaults)) or 'none'}",
+        )
+    for name, value in term.options.items():
+        if type(defaults[name]) is int and (type(value) is not int or value < 0):
+            raise DistillError(
+                f"{name} of the loss {term.name} is {value}, must be a whole number from 0",
+                f"its default is {defaults[name]}",
+            )
+    asks = tuple(one for one in ("bank_KE", "rows_M") if one in inspect.signature(function).parameters)
+    return _Term(function=function, weight=term.weight, options=term.options, asks=asks)
+
+
+def check_losses(recipe: Recipe, same_space: bool) -> None:
+    """Fail on a recipe whose losses do not exist, cannot be computed, or need or miss the teacher's space, before
+    anything is spent."""
+    terms = _terms(recipe)
+    drawn = [term.function.__name__ for term in terms if term.needs_teacher_space]
+    if same_space and not drawn:
+        raise DistillError(
+            'space = "teacher" promises vectors that can be compared with the teacher\'s, but no loss draws them there',
+            "use --recipe regression, or add that loss, csd or rop to the recipe",
+        )
+    if not same_space and drawn:
+        raise DistillError(
+            f"the loss {drawn[0]} compares student and teacher vectors one to one",
+            'it needs space = "teacher" in the recipe (--set space=teacher)',
+        )
+    for term in terms:
+        _try(term)
+
+
+def _try(term: _Term) -> None:
+    """Compute a loss once on eight vectors: options that make it infinite, or blind, show now and not in training."""
+    rows = F.normalize(torch.from_numpy(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)), dim=1)
+    student = rows.flip(0).requires_grad_()
+    said = ", ".join(f"{name}={value:g}" for name, value in term.options.items())
+    try:
+        loss = term(student, rows, {"bank_KE": rows, "rows_M": torch.arange(8)})
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert student.grad is not None
+        fine = bool(torch.isfinite(loss) and torch.isfinite(student.grad).all() and student.grad.any())
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError, IndexError):
+        fine = False
+    if not fine:
+        defaults = ", ".join(f"{name}={value:g}" for name, value in (term.function.__kwdefaults__ or {}).items())
+        raise DistillError(
+            f"the loss {term.function.__name__} cannot be computed with {said or 'its defaults'}",
+            f"its defaults are {defaults or 'none'}",
+        )
