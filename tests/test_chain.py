@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from builders import class_folders, onnx_teacher, photo_folder
 from PIL import Image
 from typer.testing import CliRunner
 
 import distilltool
 from distilltool.cli import app
+from distilltool.recipe import shipped
 from distilltool.report import to_json
+from distilltool.train import read_weights
 
 STUDENT = "timm:test_efficientnet"
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
@@ -202,6 +205,21 @@ def test_every_recipe_trains_evaluates_and_exports(recipe: str, work: Path) -> N
     assert again.teacher_queries["new"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(set(shipped()) - {"drd", "regression", "rkd"}))
+def test_every_other_recipe_trains(recipe: str, work: Path) -> None:
+    """Two epochs; what is compared with the teacher's gallery afterwards is what says that it may be."""
+    out = work / f"run-{recipe}"
+    settings = {**SMALL, "changes": [*SMALL["changes"], "schedule.epochs=2"], "store": work / "ledger.sqlite"}
+    report = distilltool.distill(work / "teacher.onnx", work / "imgs", recipe=recipe, out=out, **settings)
+    assert report.steps == 6
+    card = json.loads((out / "student.json").read_text())
+    assert (card["space"] == "teacher") == (recipe in ("csd", "rop"))
+    losses = [json.loads(line).get("loss") for line in (out / "log.jsonl").read_text().splitlines()]
+    seen = [one for one in losses if one is not None]
+    assert len(seen) == 6 and all(0 < one < 1000 for one in seen)
+
+
 @pytest.fixture(scope="module")
 def bundle(run_dir: Path, work: Path) -> Path:
     """The exported bundle of the default run, evaluated before."""
@@ -324,6 +342,25 @@ def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_be
     assert second.returncode == 0, second.stderr
     assert "going on from step 5" in second.stderr
     assert (out / "student.safetensors").read_bytes() == (run_dir / "student.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_mixing_with_the_bank_goes_on_bit_for_bit_too(run_dir: Path, work: Path) -> None:
+    """What the student's side of the bank remembers is in the checkpoint: without it the weights would differ."""
+    flags = [*SMALL_FLAGS, "--set", "mix.partners=bank", "--set", "mix.width=3", "--store", str(work / "ledger.sqlite")]
+    words = ["distilltool", "distill", str(work / "teacher.onnx"), str(work / "imgs"), *flags, "--out"]
+    whole, stopped = work / "bank-whole", work / "bank-stopped"
+    code, _, err = run(work, *words[1:], str(whole))
+    assert code == 0, err
+    first = interrupted([*words, str(stopped)], "distilltool.train", "_Trainer", "_step", call=5)
+    assert first.returncode == 130, first.stderr
+    kept = read_weights(stopped / "checkpoint.safetensors")["bank.student"]
+    assert kept.shape[0] == 64 - len(json.loads((stopped / "split.json").read_text()))
+    torch.testing.assert_close(kept.norm(dim=1), torch.ones(len(kept)))
+    code, _, err = run(work, *words[1:], str(stopped))
+    assert code == 0 and "going on from step 5" in err
+    assert (stopped / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    assert (whole / "student.safetensors").read_bytes() != (run_dir / "student.safetensors").read_bytes()
 
 
 @pytest.mark.slow

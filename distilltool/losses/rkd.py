@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from distilltool.relations import others, spread, squared_distances
 
-CORNERS = 48  # samples whose triplets' angles are compared at most: 48³ angles, as many as 1/15 of 1280² distances
+CORNERS = 64  # samples whose triplets' angles are compared at most: 64³ angles, a sixth of 1280² distances
+SAME = 1e-10  # squared distance up to which two samples have no direction from one to the other
 
 
 def rkd(student_MD: Tensor, teacher_ME: Tensor, *, distance: float = 1.0, angle: float = 2.0) -> Tensor:
@@ -17,17 +18,28 @@ def rkd(student_MD: Tensor, teacher_ME: Tensor, *, distance: float = 1.0, angle:
     near = F.smooth_l1_loss(_distances(student_MD), _distances(teacher_ME))
     corners = spread(len(student_MD), CORNERS).to(student_MD.device)
     bent = F.smooth_l1_loss(_angles(student_MD[corners]), _angles(teacher_ME[corners]))
-    return distance * near + angle * bent
+    return distance * near + angle * bent.to(near.dtype)
 
 
 def _distances(rows_MD: Tensor) -> Tensor:
     """All Euclidean distances over their mean, (M, M); the diagonal is 0 and takes no part in the mean."""
-    count = len(rows_MD)
-    lengths = others(others(squared_distances(rows_MD).clamp(min=1e-12), 1.0).sqrt(), 0.0)
-    return lengths / (lengths.sum() / (count * (count - 1)))
+    count, squared_MM = len(rows_MD), others(squared_distances(rows_MD), 0.0)
+    apart = squared_MM > SAME  # a root has no gradient at 0
+    lengths_MM = squared_MM.where(apart, 1.0).sqrt() * apart
+    return lengths_MM / (lengths_MM.sum() / (count * (count - 1))).clamp(min=1e-6)
 
 
 def _angles(rows_MD: Tensor) -> Tensor:
-    """Cosine of the angle at i between j and k, (M, M, M)."""
-    edges_MMD = F.normalize(rows_MD[None] - rows_MD[:, None], dim=2)
-    return edges_MMD @ edges_MMD.transpose(1, 2)
+    """Cosine of the angle at i between j and k, (M, M, M) float64; 0 where two of them are the same.
+
+    From inner products, in double precision because they cancel: (j − i) · (k − i) over the two lengths.
+    """
+    rows_MD = rows_MD.double()
+    products_MM = rows_MD @ rows_MD.T
+    squares_M = products_MM.diagonal()
+    squared_MM = squares_M[:, None] + squares_M - 2 * products_MM
+    apart = squared_MM > SAME
+    lengths_MM = squared_MM.where(apart, 1.0).sqrt()
+    seen = products_MM[None] - products_MM[:, :, None] - products_MM[:, None, :] + squares_M[:, None, None]
+    cosines: Tensor = seen / (lengths_MM[:, :, None] * lengths_MM[:, None, :])
+    return cosines * (apart[:, :, None] & apart[:, None, :])
