@@ -22,7 +22,7 @@ from distilltool.cli import app
 ROOT = Path(distilltool.__file__).parent
 HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "faiss", "numpy", "PIL", "safetensors", "pyarrow")
 TORCH_OWNERS = ("student.py", "train.py", "ridge.py", "augment.py", "stages/distill.py", "stages/export.py")
-TORCH_FOLDERS = ("students/", "losses/")
+TORCH_FOLDERS = ("students/", "losses/", "trainable/")
 PRINTERS = ("show.py", "deploy.py")
 EXTENSIONS = ("students", "losses", "selection", "datasets", "precisions")
 # from the ground up; a file may import from its own layer and from those below it. What is in no list is a tool.
