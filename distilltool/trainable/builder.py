@@ -80,6 +80,11 @@ class Op:
             return found.numbers
         return tuple(self.constant(at, what).reshape(-1).tolist())
 
+    def first_output_only(self) -> None:
+        """Refuse a node of which a further output is read."""
+        if any(name in self.builder.graph.users for name in self.node.output[1:] if name):
+            raise Unsupported("a further output of it is read")
+
     def axes(self, at: int, name: str = "axes") -> list[int] | None:
         """Axes from the attribute of older operator sets or from an input; None where there are none."""
         if (found := self.attribute(name)) is not None:
@@ -141,7 +146,7 @@ class Builder:
         """Dimensions as numbers: those that do not change are known now."""
         found = self.tensor(value)
         here, there = self.shape(found), self.other_shape(found)
-        return tuple(one if one == other else self.size(found, at) for at, (one, other) in enumerate(zip(here, there)))
+        return tuple(one if one == other else self.size(found, at) for at, (one, other) in enumerate(zip(here, there, strict=True)))
 
     def size(self, value: Tensor | fx.Node, axis: int) -> Number:
         """One dimension at run time."""

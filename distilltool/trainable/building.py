@@ -187,6 +187,8 @@ def rebuild(
     builder.constants({name: one.float() if one.is_floating_point() else one for name, one in settings.items()})
     builder.constants({one.name: read(one) for one in graph.model.graph.initializer})
     builder.walk(graph.nodes)
+    if output not in builder.env:
+        raise DistillError(f"the tensor {output!r} is a further output that cannot be made here", "name another one")
     made = builder.tensor(builder.env[output])
     node = made if isinstance(made, fx.Node) else builder.hold(made)
     builder.fx.output(node)

@@ -1,4 +1,4 @@
-"""What imported graphs compute that torch has no single function for; each is called at run time and can be exported."""
+"""What imported graphs compute that torch has no single function for; each runs at run time and can be exported."""
 
 import math
 from collections.abc import Sequence
@@ -125,8 +125,10 @@ def depth_to_space(x: Tensor, block: int, first: str) -> Tensor:
     return parts.reshape(count, deep, height * block, width * block)
 
 
-def space_to_depth(x: Tensor, block: int) -> Tensor:
-    """(N, C, H, W) → (N, C·b², H/b, W/b), the place in the block counted first."""
+def space_to_depth(x: Tensor, block: int, first: str) -> Tensor:
+    """(N, C, H, W) → (N, C·b², H/b, W/b). first: DCR or CRD, what the channels are counted by first."""
+    if first == "CRD":
+        return F.pixel_unshuffle(x, block)
     count, channels, height, width = x.shape
     parts = x.reshape(count, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
     return parts.reshape(count, channels * block**2, height // block, width // block)
@@ -200,10 +202,10 @@ def extreme_place(x: Tensor, axis: int, keep: bool, last: bool, largest: bool) -
     return x.shape[axis] - 1 - find(x.flip(axis), axis, keepdim=keep)
 
 
-def top(x: Tensor, count: int, axis: int, largest: bool, ordered: bool) -> tuple[Tensor, Tensor]:
-    """The extreme numbers along an axis and their places."""
-    found = torch.topk(x, count, axis, largest, ordered)
-    return found.values, found.indices
+def top(x: Tensor, count: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """The extreme numbers along an axis in order, and their places; of equal ones the first come first."""
+    found = torch.sort(x, dim=axis, descending=largest, stable=True)  # topk takes any of equal ones
+    return found.values.narrow(axis, 0, count), found.indices.narrow(axis, 0, count)
 
 
 def one_hot_largest(x: Tensor, axis: int) -> Tensor:
@@ -278,7 +280,7 @@ def attend(
     flat = q.ndim == 3
     if flat:
         q, k, v = (
-            one.unflatten(2, (count, -1)).transpose(1, 2)
+            one.reshape(*one.shape[:2], count, -1).transpose(1, 2)
             for one, count in ((q, heads[0]), (k, heads[1]), (v, heads[1]))
         )
     if q.shape[1] != k.shape[1]:
@@ -311,10 +313,10 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None, heads: int, wide: int, pairs: bool) -> Tensor:
-    """ONNX's RotaryEmbedding: (N, h, T, d), or (N, T, h·d) with `heads` given. wide: of d that are turned, 0 for all."""
+    """ONNX's RotaryEmbedding: (N, h, T, d), or (N, T, h·d) with `heads` given. wide: of d that are turned, 0: all."""
     flat = x.ndim == 3
     if flat:
-        x = x.unflatten(2, (heads, -1)).transpose(1, 2)
+        x = x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
     if places is not None:
         cos, sin = gather(cos, places, 0), gather(sin, places, 0)
     wide = wide or x.shape[-1]
@@ -333,6 +335,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor | None, heads: in
 def reduce_l1(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     """Sum of magnitudes over some axes."""
     return x.abs().sum(list(axes), keepdim=keep)
+
+
+def whole_div(x: Tensor, y: Tensor) -> Tensor:
+    """Division of whole numbers, towards zero."""
+    return torch.div(x, y, rounding_mode="trunc")
 
 
 def times(x: float, y: float) -> float:

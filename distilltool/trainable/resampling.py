@@ -30,7 +30,7 @@ def resample(
         else:
             reach = 1.0 if mode == "linear" else 2.0
             wide = max(1.0, 1 / factor) if antialias else 1.0
-            matrix = _weights(where, side, reach, wide, a, exclude or antialias)
+            matrix = _weights(where, side, reach, wide, a, exclude)
             x = torch.tensordot(x, matrix.to(x), ([axis], [1])).movedim(-1, axis)
     return x
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
-from distilltool.trainable.functions import mean_of, same_kind
+from distilltool.trainable.functions import mean_of, same_kind, whole_div
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Number, Sizes, Unsupported, Value
 
@@ -37,21 +37,16 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _whole_div(x: Tensor, y: Any) -> Tensor:
-    """Division as C has it for whole numbers."""
-    return torch.div(x, y, rounding_mode="trunc")
-
-
 BINARY: dict[str, Callable[..., Any]] = {
-    "Add": torch.add,
-    "Sub": torch.sub,
-    "Mul": torch.mul,
-    "Div": torch.div,
-    "Equal": torch.eq,
-    "Less": torch.lt,
-    "LessOrEqual": torch.le,
-    "Greater": torch.gt,
-    "GreaterOrEqual": torch.ge,
+    "Add": python.add,
+    "Sub": python.sub,
+    "Mul": python.mul,
+    "Div": python.truediv,
+    "Equal": python.eq,
+    "Less": python.lt,
+    "LessOrEqual": python.le,
+    "Greater": python.gt,
+    "GreaterOrEqual": python.ge,
     "And": torch.logical_and,
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
@@ -71,17 +66,17 @@ def binary(b: Builder, op: Op) -> Value:
         y = _aligned(b, x, y, op.attribute("axis"))
     function = BINARY[op.kind]
     if op.kind == "Div" and not b.is_real(x):
-        function = _whole_div
-    rank = max(b.rank(x), b.rank(y))
-    made: Value = b.emit(function, _plain(x, y, rank), _plain(y, x, rank))
+        function = whole_div
+    elif op.kind not in ("And", "Or", "Xor"):
+        rank = max(b.rank(x), b.rank(y))
+        x, y = _plain(x, y, rank), _plain(y, x, rank)
+    made: Value = b.emit(function, x, y)
     return made
 
 
 def _plain(x: Any, other: Any, rank: int) -> Any:
     """A constant of one number as that number, where the other operand alone makes the shape."""
-    if isinstance(x, Tensor) and isinstance(other, fx.Node) and x.numel() == 1 and x.ndim <= rank and x.ndim < 2:
-        return x.item()
-    if isinstance(x, Tensor) and isinstance(other, fx.Node) and x.numel() == 1 and x.ndim < rank:
+    if isinstance(x, Tensor) and isinstance(other, fx.Node) and x.numel() == 1 and x.ndim <= max(rank - 1, 0):
         return x.item()
     return x
 

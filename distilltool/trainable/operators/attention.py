@@ -11,8 +11,11 @@ from distilltool.trainable.values import Unsupported, Value
 @operator("Attention")
 def attention(b: Builder, op: Op) -> Value:
     """Attention of opset 23 and 24, without a cache and without its scores."""
-    if any(op.has(at) for at in (4, 5, 6)) or any(op.node.output[1:]):
-        raise Unsupported("a cache of keys, or further outputs")
+    op.first_output_only()
+    if any(op.has(at) for at in (4, 5, 6)):
+        raise Unsupported("a cache of keys")
+    if any(int(op.attribute(name, -1)) >= 0 for name in ("left_window_size", "right_window_size")):
+        raise Unsupported("a window")
     q, k, v = (op.tensor(at) for at in range(3))
     mask = op.tensor(3) if op.has(3) else None
     scale: Any = op.attribute("scale")

@@ -29,7 +29,7 @@ def batch_norm(b: Builder, op: Op) -> Value:
 @operator("LayerNormalization", "com.microsoft.LayerNormalization")
 def layer_norm(b: Builder, op: Op) -> Value:
     """LayerNormalization, its first output."""
-    _first_output_only(op)
+    op.first_output_only()
     x, weight = op.tensor(0), op.tensor(1)
     bias = op.tensor(2) if op.has(2) else None
     axis = int(op.attribute("axis", -1)) % b.rank(x)
@@ -47,12 +47,6 @@ def normalised(b: Builder, name: str, x: Any, shape: list[int], weight: Any, bia
     return made if bias is None else b.emit(torch.add, made, bias)
 
 
-def _first_output_only(op: Op) -> None:
-    used = [name for name in op.node.output[1:] if name and name in op.builder.graph.users]
-    if used:
-        raise Unsupported("its further outputs")
-
-
 @operator("com.microsoft.SkipLayerNormalization")
 def skip_layer_norm(b: Builder, op: Op) -> list[Value | None]:
     """LayerNormalization of x + skip + bias; the fourth output is that sum."""
@@ -67,7 +61,7 @@ def skip_layer_norm(b: Builder, op: Op) -> list[Value | None]:
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_norm(b: Builder, op: Op) -> Value:
     """Normalisation by the root of the mean square."""
-    _first_output_only(op)
+    op.first_output_only()
     eps = float(op.attribute("epsilon", 1e-5))
     made: Value = b.emit(functions.rms_norm, op.tensor(0), op.tensor(1), int(op.attribute("axis", -1)), eps)
     return made

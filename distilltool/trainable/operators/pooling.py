@@ -21,8 +21,7 @@ def _window(op: Op) -> tuple[list[int], list[int]]:
 @operator("MaxPool")
 def max_pool(b: Builder, op: Op) -> Value:
     """MaxPool without its places."""
-    if len(op.node.output) > 1 and op.node.output[1]:
-        raise Unsupported("its second output")
+    op.first_output_only()
     kernel, strides = _window(op)
     dilations = [int(one) for one in op.attribute("dilations", [1] * len(kernel))]
     x, padding = padded(b, op, op.tensor(0), kernel, -math.inf)
@@ -46,7 +45,7 @@ def average_pool(b: Builder, op: Op) -> Value:
     rank = len(kernel)
     even = pads[:rank] == pads[rank:] and all(2 * p <= wide for p, wide in zip(pads[:rank], kernel, strict=True))
     if any(one != 1 for one in dilations):
-        if ceil:
+        if ceil and _ends_early(b, op.tensor(0), kernel, strides, dilations, pads):
             raise Unsupported("dilations with ceil_mode")
         made: Value = b.emit(dilated_average_pool, x, kernel, strides, dilations, both_ends(pads), count)
     elif even:
@@ -54,6 +53,18 @@ def average_pool(b: Builder, op: Op) -> Value:
     else:
         made = b.emit(average_pool_uneven, x, kernel, strides, both_ends(pads), ceil, count)
     return made
+
+
+def _ends_early(
+    b: Builder, x: Any, kernel: list[int], strides: list[int], dilations: list[int], pads: list[int]
+) -> bool:
+    """Whether the last window does not end where the input does, so that ceil_mode adds one."""
+    rank = len(kernel)
+    return any(
+        (shape[2 + at] + pads[at] + pads[rank + at] - (kernel[at] - 1) * dilations[at] - 1) % strides[at]
+        for shape in (b.shape(x), b.other_shape(x))
+        for at in range(rank)
+    )
 
 
 @operator("LpPool")

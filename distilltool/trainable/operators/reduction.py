@@ -70,8 +70,8 @@ def extreme(b: Builder, op: Op) -> Value:
 def top(b: Builder, op: Op) -> tuple[Value, Value]:
     """The largest or smallest numbers and their places."""
     count = op.numbers(1, "count")[0] if op.has(1) else int(op.attribute("k"))
-    largest, ordered = bool(op.attribute("largest", 1)), bool(op.attribute("sorted", 1))
-    made = b.emit(functions.top, op.tensor(0), count, int(op.attribute("axis", -1)), largest, ordered)
+    largest = bool(op.attribute("largest", 1))
+    made = b.emit(functions.top, op.tensor(0), count, int(op.attribute("axis", -1)), largest)
     return b.item(made, 0), b.item(made, 1)
 
 

@@ -329,7 +329,8 @@ def depth_to_space(b: Builder, op: Op) -> Value:
 @operator("SpaceToDepth")
 def space_to_depth(b: Builder, op: Op) -> Value:
     """Places become channels."""
-    made: Value = b.emit(functions.space_to_depth, op.tensor(0), int(op.attribute("blocksize")))
+    block, first = int(op.attribute("blocksize")), op.attribute("mode", "DCR")
+    made: Value = b.emit(functions.space_to_depth, op.tensor(0), block, first)
     return made
 
 
