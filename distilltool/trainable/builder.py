@@ -146,7 +146,10 @@ class Builder:
         """Dimensions as numbers: those that do not change are known now."""
         found = self.tensor(value)
         here, there = self.shape(found), self.other_shape(found)
-        return tuple(one if one == other else self.size(found, at) for at, (one, other) in enumerate(zip(here, there, strict=True)))
+        return tuple(
+            one if one == other else self.size(found, at)
+            for at, (one, other) in enumerate(zip(here, there, strict=True))
+        )
 
     def size(self, value: Tensor | fx.Node, axis: int) -> Number:
         """One dimension at run time."""

@@ -24,7 +24,14 @@ from distilltool.trainable.values import NotFree
 FACTS = "distilltool"  # where a module keeps what it is, in its `meta`
 SIDE = 224  # a free side while the graph is followed
 TALLER, WIDER = 2, 5  # how the other probe's sides differ; neither is the batch's factor
-DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool, "int8": torch.int8}
+DTYPES = {
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+    "int8": torch.int8,
+    "int16": torch.int16,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -355,3 +355,8 @@ def plus(x: float, y: float) -> float:
 def count_up(start: int, limit: int, step: int, like: Tensor) -> Tensor:
     """Numbers from start to limit by steps, on the device of `like`."""
     return torch.arange(start, limit, step, device=like.device)
+
+
+def rms_over(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
+    """x / sqrt(mean x² + eps) over some axes."""
+    return x * torch.rsqrt(x.square().mean(list(axes), keepdim=True) + eps)

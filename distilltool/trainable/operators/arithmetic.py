@@ -68,17 +68,15 @@ def binary(b: Builder, op: Op) -> Value:
     if op.kind == "Div" and not b.is_real(x):
         function = whole_div
     elif op.kind not in ("And", "Or", "Xor"):
-        rank = max(b.rank(x), b.rank(y))
-        x, y = _plain(x, y, rank), _plain(y, x, rank)
+        x, y = _plain(b, x, y), _plain(b, y, x)
     made: Value = b.emit(function, x, y)
     return made
 
 
-def _plain(x: Any, other: Any, rank: int) -> Any:
+def _plain(b: Builder, x: Any, other: Any) -> Any:
     """A constant of one number as that number, where the other operand alone makes the shape."""
-    if isinstance(x, Tensor) and isinstance(other, fx.Node) and x.numel() == 1 and x.ndim <= max(rank - 1, 0):
-        return x.item()
-    return x
+    alone = isinstance(x, Tensor) and isinstance(other, fx.Node) and x.numel() == 1
+    return x.item() if alone and x.ndim <= b.rank(other) else x
 
 
 def _aligned(b: Builder, x: Any, y: Any, axis: int | None) -> Any:
