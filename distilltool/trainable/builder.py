@@ -206,7 +206,7 @@ class Builder:
         """A constant as part of the module: a parameter where it is a weight, a buffer elsewhere.
 
         A weight is floating point, of no fewer than FEW numbers (fewer are the preprocessing of three channels) and
-        no mask.
+        no mask. One that several nodes read, as exporters write equal ones, becomes one for each.
         """
         if id(tensor) in self._held:
             return self._held[id(tensor)][1]
@@ -214,12 +214,16 @@ class Builder:
         own = tensor.detach().clone().contiguous()
         if own.dtype.is_floating_point and own.numel() >= FEW and not is_mask(own):
             self.root.register_parameter(path, nn.Parameter(own))
-        else:
-            self.root.register_buffer(path, own)
+            return self._constant(path, own)
+        self.root.register_buffer(path, own)
+        node = self._constant(path, own)
+        self._held[id(tensor)] = (tensor, node)
+        return node
+
+    def _constant(self, path: str, own: Tensor) -> fx.Node:
         node = self.fx.create_node("get_attr", path)
         bare = own.to("meta")
         self.probes[node] = Probe(here=bare, there=bare)
-        self._held[id(tensor)] = (tensor, node)
         return node
 
     def drop_unused(self) -> None:

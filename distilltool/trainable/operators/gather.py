@@ -22,6 +22,8 @@ def gather(b: Builder, op: Op) -> Value:
         if index.ndim == 0 and isinstance(value, fx.Node):
             one: Value = b.emit(torch.select, value, axis, int(index))
             return one
+        if isinstance(value, fx.Node) and index.tolist() == list(range(b.shape(value)[axis])):
+            return value  # all of a batch that was fixed
     made: Value = b.emit(functions.gather, b.tensor(value), index, axis)
     return made
 

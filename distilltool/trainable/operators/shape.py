@@ -223,8 +223,19 @@ def cut(b: Builder, op: Op) -> Value:
         far = [None if abs(one) >= functions.FAR else one for one in (starts[0], ends[0])]
         return Sizes(numbers=value.numbers[far[0] : far[1] : steps[0]], real=value.real)
     x = b.tensor(value)
+    kept = [at for at in range(len(axes)) if not _takes_all(b, x, axes[at], starts[at], ends[at], steps[at])]
+    if not kept:
+        return x
+    starts, ends, axes, steps = ([one[at] for at in kept] for one in (starts, ends, axes, steps))
     made: Value = b.emit(functions.slice_along, x, tuple(starts), tuple(ends), axes, steps)
     return made
+
+
+def _takes_all(b: Builder, x: Any, axis: int, start: Number, end: Number, step: int) -> bool:
+    """Whether a Slice takes a whole axis; so it does of a batch or side that was fixed, set free."""
+    whole = b.shape(x)[axis]
+    known = isinstance(start, int) and isinstance(end, int)
+    return known and step == 1 and start in (0, -whole) and end >= whole  # type: ignore[operator]
 
 
 @operator("Expand")
