@@ -515,7 +515,7 @@ def candidates(
     through, the vectors after them (the last of several of one shape), and the one chosen."""
     found: list[tuple[Value, OutputRole, str]] = []
     reach = {name for name in reached(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
-    waists = waists(graph, reach)
+    narrow = waists(graph, reach)
     for node in graph.nodes:
         for name in node.output:
             value = shapes.get(name)
@@ -524,9 +524,9 @@ def candidates(
             several = sides(value.shape)
             if len(several) == 1 and isinstance(several[0], int) and several[0] >= FEW:
                 found.append((value, *role_of(graph, name, shapes)))
-            elif name in waists and len(several) > 1 and len(value.shape) in (3, 4):
+            elif name in narrow and len(several) > 1 and len(value.shape) in (3, 4):
                 found = [
-                    one for one in found if len(sides(one[0].shape)) > 1 or one[0].name in waists
+                    one for one in found if len(sides(one[0].shape)) > 1 or one[0].name in narrow
                 ]  # gates, no more
                 found.append((value, *role_of(graph, name, shapes)))
     found = [one for one in found if one[1] not in ("logits", "probabilities", "detections")]

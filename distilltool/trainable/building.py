@@ -91,12 +91,14 @@ def build(
         raise DistillError(f"the model has no tensor {name!r}", "see distilltool inspect MODEL --tensors")
     graph = Graph(whole.cut(name))
     source = _the_image(graph, image, settings or {})
-    reason: NotFree | None = None
+    reason: Exception | None = None
     for one in _attempts(source):
         try:
             return _try(graph, source, name, dict(settings or {}), size, one)
-        except NotFree as error:
+        except (NotFree, DistillError) as error:  # what is not known at any size may be at the declared one
             reason = error
+    if isinstance(reason, DistillError):
+        raise reason
     raise DistillError(f"the graph up to {name} does not fit the input it declares ({reason})", "export it anew")
 
 

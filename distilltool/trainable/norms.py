@@ -1,4 +1,4 @@
-"""Batch normalisation that was folded into convolutions put back without changing what they compute, and folded again."""
+"""Batch normalisation that was folded into convolutions put back, changing nothing, and folded again."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -65,10 +65,19 @@ def architecture(model: onnx.ModelProto, output: str | None = None) -> onnx.Mode
     graph = Graph(model)
     bare = graph.cut(output or graph.outputs[0].name)
     bare.ClearField("functions")
+    _forget_sources(bare)
     for tensor in tensors(bare.graph):
         if not _stays(tensor):
             _empty(tensor)
     return bare
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Take out what exporters note of where a node was written: traces with the paths of their machine."""
+    del model.metadata_props[:]
+    for one in (*model.graph.node, *model.graph.input, *model.graph.output):
+        one.doc_string = ""
+        del one.metadata_props[:]
 
 
 def _stays(tensor: onnx.TensorProto) -> bool:
