@@ -118,7 +118,8 @@ class Builder:
         if not any(isinstance(one, fx.Node) for one in value.numbers):
             made = torch.tensor(value.numbers, dtype=torch.float32 if value.real else torch.int64)
             return made.reshape(()) if value.scalar else made
-        return self.emit(stack_numbers, value.numbers, value.scalar, value.real, self.image)
+        found: fx.Node = self.emit(stack_numbers, value.numbers, value.scalar, value.real, self.image)
+        return found
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Dimensions at the declared size."""
@@ -158,7 +159,7 @@ class Builder:
 
     # nodes
 
-    def emit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def emit(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function at run time, or now where all that it is given is known; returns its result as a value."""
         if not _any_node((args, kwargs)):
             with torch.no_grad():
@@ -170,7 +171,7 @@ class Builder:
     @property
     def result(self) -> fx.Node:
         """What the module returns."""
-        found: fx.Node = next(iter(reversed(self.fx.nodes))).args[0]  # type: ignore[assignment]
+        found: fx.Node = next(iter(reversed(self.fx.nodes))).args[0]
         return found
 
     def item(self, several: Any, at: int) -> Any:

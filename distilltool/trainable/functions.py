@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,13 +50,14 @@ def average_pool_uneven(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int], ceil: bool, count_pads: bool
 ) -> Tensor:
     """Average pooling with padding that differs between the two ends. pads: as F.pad takes them."""
-    pool = POOLS[x.ndim - 2]
+    pool: Any = POOLS[x.ndim - 2]
     padded = F.pad(x, list(pads))
     summed: Tensor = pool(padded, kernel, stride, 0, ceil, True)
     if count_pads:
         return summed
     ones = F.pad(torch.ones_like(x[:1, :1]), list(pads))
-    return summed / pool(ones, kernel, stride, 0, ceil, True)
+    counted: Tensor = pool(ones, kernel, stride, 0, ceil, True)
+    return summed / counted
 
 
 def dilated_average_pool(
@@ -80,7 +82,8 @@ def dilated_average_pool(
 def lp_pool(x: Tensor, power: float, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int]) -> Tensor:
     """(sum |x|^p)^(1/p) over windows."""
     raised = F.pad(x.abs().pow(power), list(pads))
-    summed: Tensor = POOLS[x.ndim - 2](raised, kernel, stride)
+    pool: Any = POOLS[x.ndim - 2]
+    summed: Tensor = pool(raised, kernel, stride)
     return (summed * math.prod(kernel)).pow(1 / power)
 
 
@@ -226,7 +229,8 @@ def one_hot(index: Tensor, depth: int, off: float, on: float, axis: int) -> Tens
 
 def reduce_l2(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     """Euclidean length over some axes."""
-    return torch.linalg.vector_norm(x, 2, list(axes), keep)
+    found: Tensor = torch.linalg.vector_norm(x, 2, list(axes), keep)
+    return found
 
 
 def log_sum(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:

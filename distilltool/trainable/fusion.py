@@ -77,7 +77,7 @@ def fuse(b: Builder) -> None:
     b.drop_unused()
 
 
-def _replace(node: fx.Node, by: fx.Node) -> None:
+def _replace(node: Any, by: Any) -> None:
     node.replace_all_uses_with(by)
 
 
@@ -88,7 +88,7 @@ def _called(node: Any, *targets: Any) -> bool:
 # activations
 
 
-def _activations(b: Builder, end: fx.Node) -> None:
+def _activations(b: Builder, end: Any) -> None:
     """Replace the longest way from some tensor to `end` that computes a known activation of it."""
     if end.target not in ENDS:
         return
@@ -105,7 +105,7 @@ def _activations(b: Builder, end: fx.Node) -> None:
         _replace(end, b.emit(best[1].function, best[0], **best[1].options))
 
 
-def _region(end: fx.Node) -> set[fx.Node]:
+def _region(end: Any) -> set[fx.Node]:
     """Elementwise operations that lead to a node, the nearest first and no more than REACH."""
     region, waiting = {end}, [end]
     while waiting and len(region) < REACH:
@@ -116,12 +116,12 @@ def _region(end: fx.Node) -> set[fx.Node]:
     return region
 
 
-def _starts(region: set[fx.Node], end: fx.Node) -> list[fx.Node]:
+def _starts(region: set[fx.Node], end: Any) -> list[fx.Node]:
     found = {one: None for node in region for one in node.all_input_nodes}
     return [one for one in found if one is not end and one.op != "get_attr"]
 
 
-def _between(start: fx.Node, end: fx.Node, region: set[fx.Node]) -> set[fx.Node] | None:
+def _between(start: Any, end: Any, region: set[fx.Node]) -> set[fx.Node] | None:
     """What computes `end` from `start` alone and is read by nothing else; None where there is more to it."""
     inside, waiting = {end}, [end]
     while waiting:
@@ -139,7 +139,7 @@ def _between(start: fx.Node, end: fx.Node, region: set[fx.Node]) -> set[fx.Node]
 POINTS = torch.cat([torch.linspace(-12, 12, 481, dtype=torch.float64), torch.tensor([-3.0, 3.0, 0.0, 1e-3])])
 
 
-def _recognised(start: fx.Node, end: fx.Node, inside: set[fx.Node]) -> Known | None:
+def _recognised(start: Any, end: Any, inside: set[fx.Node]) -> Known | None:
     values: dict[fx.Node, Any] = {start: POINTS}
     for node in start.graph.nodes:
         if node in inside:
@@ -160,15 +160,15 @@ def _recognised(start: fx.Node, end: fx.Node, inside: set[fx.Node]) -> Known | N
 class _Statistics:
     """What a square root of a variance is the root of. mean: None where it is of the mean square."""
 
-    x: fx.Node
-    mean: fx.Node | None
+    x: Any
+    mean: Any
     axes: tuple[int, ...]
     eps: float
 
 
-def _normalisations(b: Builder, root: fx.Node) -> None:
+def _normalisations(b: Builder, root: Any) -> None:
     """Replace x - mean over the root of its variance, and the scale and shift behind it."""
-    found = _statistics(b, root)
+    found: _Statistics | None = _statistics(b, root)
     if found is None:
         return
     for node in list(root.users):
@@ -180,7 +180,7 @@ def _normalisations(b: Builder, root: fx.Node) -> None:
         _by_reciprocal(b, root, found)
 
 
-def _by_reciprocal(b: Builder, inverse: fx.Node, found: _Statistics) -> None:
+def _by_reciprocal(b: Builder, inverse: Any, found: _Statistics) -> None:
     """The same, multiplied by the inverse of the root; TensorFlow scales that first."""
     for node in list(inverse.users):
         if not _called(node, operator.mul):
@@ -192,13 +192,13 @@ def _by_reciprocal(b: Builder, inverse: fx.Node, found: _Statistics) -> None:
             _scaled_first(b, node, other, found)
 
 
-def _scaled_first(b: Builder, scaled: fx.Node, weight: fx.Node, found: _Statistics) -> None:
+def _scaled_first(b: Builder, scaled: Any, weight: Any, found: _Statistics) -> None:
     """x · (weight / root) + (bias - mean · (weight / root))."""
     for node in list(scaled.users):
         if not (_called(node, operator.mul) and _other(node, scaled) is found.x and len(node.users) == 1):
             continue
         last = next(iter(node.users))
-        rest = _other(last, node) if _called(last, operator.add) else None
+        rest: Any = _other(last, node) if _called(last, operator.add) else None
         if _called(rest, operator.sub) and _called(rest.args[1], operator.mul):
             if set(rest.args[1].args) == {scaled, found.mean} and _is_held(rest.args[0]):
                 with b.fx.inserting_before(last):
@@ -213,7 +213,7 @@ def _is_held(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr"
 
 
-def _statistics(b: Builder, root: fx.Node) -> _Statistics | None:
+def _statistics(b: Builder, root: Any) -> _Statistics | None:
     """Read a square root backwards: of eps plus the mean of squares, of x less its mean or of x itself."""
     if not _called(root, torch.sqrt) and not (_called(root, torch.pow) and root.args[1] in (0.5, -0.5)):
         return None
@@ -221,7 +221,7 @@ def _statistics(b: Builder, root: fx.Node) -> _Statistics | None:
     if not _called(added, operator.add):
         return None
     eps = next((one for one in added.args if isinstance(one, float)), None)
-    mean = next((one for one in added.args if isinstance(one, fx.Node)), None)
+    mean: Any = next((one for one in added.args if isinstance(one, fx.Node)), None)
     if eps is None or not _called(mean, torch.mean) or not _keeps(mean):
         return None
     squared = _squared(mean.args[0])
@@ -235,13 +235,13 @@ def _statistics(b: Builder, root: fx.Node) -> _Statistics | None:
     return _Statistics(x=squared, mean=None, axes=axes, eps=eps)
 
 
-def _keeps(mean: fx.Node) -> bool:
+def _keeps(mean: Any) -> bool:
     return len(mean.args) > 2 and bool(mean.args[2])
 
 
-def _axes(b: Builder, mean: fx.Node) -> tuple[int, ...]:
-    rank = b.rank(mean.args[0])  # type: ignore[arg-type]
-    return tuple(sorted(int(one) % rank for one in mean.args[1]))  # type: ignore[union-attr, arg-type]
+def _axes(b: Builder, mean: Any) -> tuple[int, ...]:
+    rank = b.rank(mean.args[0])
+    return tuple(sorted(int(one) % rank for one in mean.args[1]))
 
 
 def _squared(node: Any) -> Any:
@@ -261,7 +261,7 @@ def _is_centred(node: Any, found: _Statistics) -> bool:
     return mean is found.mean or (_called(mean, torch.mean) and mean.args == found.mean.args)
 
 
-def _normalised(b: Builder, node: fx.Node, found: _Statistics) -> None:
+def _normalised(b: Builder, node: Any, found: _Statistics) -> None:
     """Replace a normalisation with the scale and shift that follow it, where they do."""
     weight = bias = None
     last = node
@@ -273,8 +273,8 @@ def _normalised(b: Builder, node: fx.Node, found: _Statistics) -> None:
         _replace(last, _as_layer(b, last, found, weight, bias))
 
 
-def _only_user(node: fx.Node, target: Any) -> fx.Node | None:
-    user = next(iter(node.users)) if len(node.users) == 1 else None
+def _only_user(node: Any, target: Any) -> Any:
+    user: Any = next(iter(node.users)) if len(node.users) == 1 else None
     return user if _called(user, target) else None
 
 
@@ -287,7 +287,7 @@ def _fits(b: Builder, node: Any, found: _Statistics) -> bool:
     return padded == tuple(side if at in found.axes else 1 for at, side in enumerate(whole))
 
 
-def _as_layer(b: Builder, last: fx.Node, found: _Statistics, weight: Any, bias: Any) -> fx.Node:
+def _as_layer(b: Builder, last: Any, found: _Statistics, weight: Any, bias: Any) -> Any:
     """The normalisation as torch has it, on whichever axes it works."""
     x, rank = found.x, b.rank(found.x)
     fits = all(one is None or _fits(b, one, found) for one in (weight, bias))
@@ -303,7 +303,7 @@ def _as_layer(b: Builder, last: fx.Node, found: _Statistics, weight: Any, bias: 
     else:
         made = b.emit(functions.normalise_over, x, list(found.axes), found.eps)
     made = made if weight is None else b.emit(operator.mul, made, weight)
-    return made if bias is None else b.emit(operator.add, made, bias)  # type: ignore[no-any-return]
+    return made if bias is None else b.emit(operator.add, made, bias)
 
 
 def _layer_norm(b: Builder, sides: list[int], eps: float, weight: Any, bias: Any) -> nn.LayerNorm:
@@ -315,7 +315,7 @@ def _layer_norm(b: Builder, sides: list[int], eps: float, weight: Any, bias: Any
     return layer
 
 
-def _numbers(b: Builder, node: fx.Node) -> Tensor:
+def _numbers(b: Builder, node: Any) -> Tensor:
     """The constant that a node stands for."""
     found: Tensor = getattr(b.root, str(node.target))
     return found.detach().clone()
@@ -324,14 +324,14 @@ def _numbers(b: Builder, node: fx.Node) -> Tensor:
 # attention
 
 
-def _attention(b: Builder, node: fx.Node) -> None:
+def _attention(b: Builder, node: Any) -> None:
     """Replace softmax(q · k · scale + mask) · v."""
     if not _called(node, torch.matmul) or not _called(node.args[0], F.softmax, functions.softmax_flat):
         return
     weights, v = node.args[0], node.args[1]
-    if b.rank(weights) != 4 or weights.args[1] not in (-1, 3) or len(weights.users) > 1 or not isinstance(v, fx.Node):  # type: ignore[union-attr, arg-type]
+    if b.rank(weights) != 4 or weights.args[1] not in (-1, 3) or len(weights.users) > 1 or not isinstance(v, fx.Node):
         return
-    scores, mask, scale = weights.args[0], None, 1.0  # type: ignore[union-attr]
+    scores, mask, scale = weights.args[0], None, 1.0
     if _called(scores, operator.add) and len(scores.users) == 1:
         inner = next((one for one in scores.args if _called(one, torch.matmul, operator.mul, operator.truediv)), None)
         if inner is None:
@@ -354,7 +354,7 @@ def _attention(b: Builder, node: fx.Node) -> None:
     _replace(node, b.emit(F.scaled_dot_product_attention, q, k, v, mask, scale=scale))
 
 
-def _is_mask(b: Builder, mask: Any, scores: fx.Node) -> bool:
+def _is_mask(b: Builder, mask: Any, scores: Any) -> bool:
     """Whether what is added to the scores can be broadcast to them."""
     if mask is None:
         return True
@@ -364,19 +364,22 @@ def _is_mask(b: Builder, mask: Any, scores: fx.Node) -> bool:
     return all(one in (1, other) for one, other in sides)
 
 
-def _factored(x: fx.Node, scale: float) -> tuple[fx.Node, float]:
+def _factored(x: Any, scale: float) -> tuple[fx.Node, float]:
     """A product with a number, taken apart."""
     if _called(x, operator.mul) and len(x.users) == 1:
         for one in x.args:
             if isinstance(one, float):
-                return _other(x, one) if x.args[0] is not one else x.args[1], scale * one  # type: ignore[return-value]
+                return _other(x, one) if x.args[0] is not one else x.args[1], scale * one
     return x, scale
 
 
 # biases
 
 
-def _biases(b: Builder, node: fx.Node) -> None:
+BIASED: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _biases(b: Builder, node: Any) -> None:
     """Put a bias that is added behind a layer into it."""
     if not _called(node, operator.add):
         return
@@ -384,8 +387,8 @@ def _biases(b: Builder, node: fx.Node) -> None:
     held = next((one for one in node.args if _is_held(one)), None)
     if called is None or held is None or len(called.users) != 1:
         return
-    layer = b.root.get_submodule(str(called.target))
-    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or layer.bias is not None:
+    layer: Any = b.root.get_submodule(str(called.target))
+    if not isinstance(layer, BIASED) or layer.bias is not None:
         return
     shape, numbers = b.shape(held), _numbers(b, held)
     axis = b.rank(called) - 1 if isinstance(layer, nn.Linear) else 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,8 +47,8 @@ def reinsert_norms(module: fx.GraphModule, batches: Iterable[Tensor], frozen: bo
         one, path = seen[str(node.target)], f"{node.target}{SUFFIX}"
         if one.places < 2:
             continue
-        convolution = module.get_submodule(str(node.target))
-        layer = _undone(one, NORMS[convolution.weight.ndim]).to(convolution.weight)  # type: ignore[index, operator, arg-type]
+        convolution: Any = module.get_submodule(str(node.target))
+        layer = _undone(one, NORMS[convolution.weight.ndim]).to(convolution.weight)
         layer.frozen = frozen
         module.add_module(path, layer.train(module.training))
         with module.graph.inserting_after(node):
@@ -94,15 +95,15 @@ def _statistics(module: fx.GraphModule, paths: list[str], batches: Iterable[Tens
     return seen
 
 
-def _undone(seen: _Seen, kind: type[nn.Module]) -> nn.Module:
+def _undone(seen: _Seen, kind: Any) -> Any:
     """A normalisation that changes nothing while its statistics are these."""
     mean = seen.total / seen.count
     variance = (seen.squares / seen.count - mean.square()).clamp(min=0)
     layer = kind(len(mean))
-    layer.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
-    layer.running_var.copy_(variance)  # type: ignore[operator, union-attr]
-    layer.weight.copy_((layer.running_var + layer.eps).sqrt())  # type: ignore[operator]
-    layer.bias.copy_(mean)  # type: ignore[operator]
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
+    layer.weight.copy_((layer.running_var + layer.eps).sqrt())
+    layer.bias.copy_(mean)
     return layer
 
 
@@ -128,11 +129,11 @@ def _pairs(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
                 yield node, behind
 
 
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[operator, union-attr]
+def _fold(convolution: Any, norm: Any) -> None:
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     weight = convolution.weight
-    bias = convolution.bias.double() if convolution.bias is not None else 0.0  # type: ignore[operator, union-attr]
-    shifted = (bias - norm.running_mean.double()) * factor + norm.bias.double()  # type: ignore[operator, union-attr]
-    folded = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))  # type: ignore[operator, union-attr, arg-type]
-    convolution.weight = nn.Parameter(folded.to(weight))  # type: ignore[arg-type]
-    convolution.bias = nn.Parameter(shifted.to(weight))  # type: ignore[arg-type]
+    bias = convolution.bias.double() if convolution.bias is not None else 0.0
+    shifted = (bias - norm.running_mean.double()) * factor + norm.bias.double()
+    folded = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    convolution.weight = nn.Parameter(folded.to(weight))
+    convolution.bias = nn.Parameter(shifted.to(weight))

@@ -43,14 +43,14 @@ def read(tensor: onnx.TensorProto) -> Tensor:
 
 
 def _kind(tensor: onnx.TensorProto) -> torch.dtype:
-    kinds = {
+    kinds: dict[int, torch.dtype] = {
         TensorProto.INT64: torch.int64,
         TensorProto.INT32: torch.int32,
         TensorProto.INT8: torch.int8,
         TensorProto.UINT8: torch.uint8,
         TensorProto.BOOL: torch.bool,
     }
-    return kinds.get(tensor.data_type, torch.float32)
+    return kinds.get(int(tensor.data_type), torch.float32)
 
 
 def _is_empty(tensor: onnx.TensorProto) -> bool:
@@ -83,8 +83,8 @@ def _forget_sources(model: onnx.ModelProto) -> None:
 def _stays(tensor: onnx.TensorProto) -> bool:
     count = math.prod(tensor.dims)
     if tensor.data_type in KEPT:
-        return count * 8 <= SMALL
-    return count <= FEW_REALS
+        return bool(count * 8 <= SMALL)
+    return bool(count <= FEW_REALS)
 
 
 def _empty(tensor: onnx.TensorProto) -> None:

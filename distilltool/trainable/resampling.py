@@ -51,12 +51,10 @@ def _coordinates(made: int, side: int, factor: float, kind: str) -> Tensor:
 
 
 def _nearest(where: Tensor, side: int, kind: str) -> Tensor:
-    rounded = {
-        "floor": torch.floor,
-        "ceil": torch.ceil,
-        "round_prefer_floor": lambda one: torch.ceil(one - 0.5),
-        "round_prefer_ceil": lambda one: torch.floor(one + 0.5),
-    }[kind](where)
+    if kind in ("floor", "round_prefer_ceil"):
+        rounded = torch.floor(where if kind == "floor" else where + 0.5)
+    else:
+        rounded = torch.ceil(where if kind == "ceil" else where - 0.5)
     return rounded.clamp(0, side - 1).to(torch.int64)
 
 

@@ -16,7 +16,7 @@ from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Number, Sizes, Unsupported, Value
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-DTYPES = {
+DTYPES: dict[int, torch.dtype] = {
     **dict.fromkeys(FLOATS, torch.float32),  # everything is computed in float32
     TensorProto.BOOL: torch.bool,
     TensorProto.INT64: torch.int64,
@@ -207,7 +207,8 @@ def power(b: Builder, op: Op) -> Value:
         square: Value = b.emit(torch.square, x) if exponent == 2 else b.emit(torch.pow, x, exponent)
         return square
     made = b.emit(torch.pow, x, y)
-    return made if b.is_real(x) else b.emit(torch.Tensor.to, made, b.probe(x).here.dtype)
+    kept: Value = made if b.is_real(x) else b.emit(torch.Tensor.to, made, b.probe(x).here.dtype)
+    return kept
 
 
 @operator("Mod")
@@ -222,9 +223,9 @@ def several(b: Builder, op: Op) -> Value:
     """Any number of operands, broadcast."""
     values = [op.value(at) for at in range(len(op.inputs))]
     if len(values) == 2 and any(isinstance(one, Sizes) for one in values):
-        found = _on_numbers(b, op.kind, *values)
-        if found is not None:
-            return found
+        counted = _on_numbers(b, op.kind, *values)
+        if counted is not None:
+            return counted
     tensors = [b.tensor(one) for one in values]
     if op.kind == "Mean":
         mean: Value = b.emit(mean_of, *tensors)
@@ -233,7 +234,8 @@ def several(b: Builder, op: Op) -> Value:
     made: Any = tensors[0]
     for one in tensors[1:]:
         made = b.emit(function, made, one)
-    return made if len(tensors) > 1 else b.emit(torch.clone, made)
+    found: Value = made if len(tensors) > 1 else b.emit(torch.clone, made)
+    return found
 
 
 @operator("Clip")

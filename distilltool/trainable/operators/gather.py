@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from distilltool.trainable import functions
 from distilltool.trainable.builder import Builder, Op
+from distilltool.trainable.operators.shape import reshaped
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Sizes, Unsupported, Value
 
@@ -24,8 +25,16 @@ def gather(b: Builder, op: Op) -> Value:
             return one
         if isinstance(value, fx.Node) and index.tolist() == list(range(b.shape(value)[axis])):
             return value  # all of a batch that was fixed
+        if isinstance(value, fx.Node) and _is_restored(b, value, index):
+            return reshaped(b, value.args[0], list(index.shape))  # type: ignore[arg-type]
     made: Value = b.emit(functions.gather, b.tensor(value), index, axis)
     return made
+
+
+def _is_restored(b: Builder, value: fx.Node, index: Tensor) -> bool:
+    """Whether a Gather gives a flattened tensor a shape again, as torch.as_strided is written."""
+    flat = value.target is torch.reshape and b.rank(value) == 1 and index.numel() == b.shape(value)[0]
+    return flat and bool((index.reshape(-1) == torch.arange(index.numel())).all())
 
 
 @operator("GatherElements")

@@ -39,7 +39,8 @@ def fused_matmul(b: Builder, op: Op) -> Value:
     y = b.emit(torch.transpose, y, -1, -2) if op.attribute("transB", 0) else y
     alpha = float(op.attribute("alpha", 1.0))
     made = b.emit(torch.matmul, x, y)
-    return made if alpha == 1 else b.emit(torch.mul, made, alpha)
+    found: Value = made if alpha == 1 else b.emit(torch.mul, made, alpha)
+    return found
 
 
 @operator("Gemm", "com.microsoft.FusedGemm")

@@ -43,8 +43,13 @@ def normalised(b: Builder, name: str, x: Any, shape: list[int], weight: Any, bia
         layer = nn.LayerNorm(shape, eps, bias=bias is not None)
         return b.layer(filled(layer, weight, bias), name, x)
     axes = list(range(-len(shape), 0))
-    made = b.emit(torch.mul, b.emit(functions.normalise_over, x, axes, eps), weight)
-    return made if bias is None else b.emit(torch.add, made, bias)
+    made: Value = b.emit(torch.mul, b.emit(functions.normalise_over, x, axes, eps), weight)
+    return made if bias is None else _added(b, made, bias)
+
+
+def _added(b: Builder, x: Value, bias: Any) -> Value:
+    made: Value = b.emit(torch.add, x, bias)
+    return made
 
 
 @operator("com.microsoft.SkipLayerNormalization")

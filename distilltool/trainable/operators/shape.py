@@ -57,13 +57,13 @@ def reshaped(b: Builder, x: Tensor | fx.Node, sides: Sequence[Number]) -> Value:
     if before == there or math.prod(before) == 0:
         plain: Value = b.emit(torch.reshape, x, tuple(sides))
         return plain
-    here = [b.probe(one).here if isinstance(one, fx.Node) else one for one in sides]
+    here: list[Any] = [b.probe(one).here if isinstance(one, fx.Node) else one for one in sides]
     if -1 in here:
         rest = -math.prod(here)
         here[here.index(-1)] = math.prod(before) // max(rest, 1)
     if math.prod(here) != math.prod(before):
         raise NotFree("a Reshape does not fit the declared size")
-    made = []
+    made: list[Any] = []
     for found, one in zip(freed(before, there, here), sides, strict=True):
         if isinstance(one, fx.Node) or not isinstance(found, tuple | None):
             made.append(one if isinstance(one, fx.Node) else found)
@@ -275,7 +275,7 @@ def pad(b: Builder, op: Op) -> Value:
     x = op.tensor(0)
     rank, mode = b.rank(x), op.attribute("mode", "constant")
     given = op.attribute("pads")
-    pads: Sequence[Number] = [int(one) for one in given] if given is not None else op.numbers(1, "pads")
+    pads: Sequence[Any] = [int(one) for one in given] if given is not None else op.numbers(1, "pads")
     axes = [int(one) % rank for one in op.constant(3, "axes")] if op.has(3) else list(range(rank))
     if any(isinstance(one, fx.Node) for one in pads):
         raise Unsupported("its pads are computed from the image's size")
@@ -321,11 +321,11 @@ def constant_of_shape(b: Builder, op: Op) -> Value:
 @operator("Range")
 def count_up(b: Builder, op: Op) -> Value:
     """Numbers from start to limit by steps."""
-    start, limit, step = (op.numbers(at, "ends")[0] for at in range(3))
-    if not any(isinstance(one, fx.Node) for one in (start, limit, step)):
-        made: Value = torch.arange(start, limit, step, dtype=op.tensor(0).dtype)  # type: ignore[union-attr]
+    ends: list[Any] = [op.numbers(at, "ends")[0] for at in range(3)]
+    if not any(isinstance(one, fx.Node) for one in ends):
+        made: Value = torch.arange(*ends, dtype=op.constant(0, "start").dtype)
         return made
-    later: Value = b.emit(functions.count_up, start, limit, step, b.image)
+    later: Value = b.emit(functions.count_up, *ends, b.image)
     return later
 
 
