@@ -70,10 +70,10 @@ class Graph:
         for node in self.nodes:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-            if node.op_type == "Constant" and len(node.output) == 1 and (tensor := _held(node)) is not None:
+            if node.op_type == "Constant" and len(node.output) == 1 and (tensor := held(node)) is not None:
                 self.weights.setdefault(node.output[0], tensor)
-        held = {one.name for one in graph.initializer}
-        self.inputs = tuple(_value(one) for one in graph.input if one.name not in held)
+        known = {one.name for one in graph.initializer}
+        self.inputs = tuple(_value(one) for one in graph.input if one.name not in known)
         self.outputs = tuple(_value(one) for one in graph.output)
 
     def constant(self, name: str) -> NDArray[Any] | None:
@@ -271,16 +271,16 @@ def _attention(operands: Sequence[tuple[int, ...] | None], made: tuple[int, ...]
     return (math.prod(queries) + math.prod(made)) * keys[-2]
 
 
-def _held(node: onnx.NodeProto) -> TensorProto | None:
+def held(node: onnx.NodeProto) -> TensorProto | None:
     """The tensor a Constant node holds, in whichever way it is written."""
     for one in node.attribute:
         if one.name == "value":
-            held: TensorProto = one.t
-            return held
+            tensor: TensorProto = one.t
+            return tensor
         if one.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = TensorProto.FLOAT if "float" in one.name else TensorProto.INT64
             value = np.asarray(helper.get_attribute_value(one))
-            tensor: TensorProto = helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
+            tensor = helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
             return tensor
     return None
 

@@ -412,8 +412,8 @@ def _no_vector(name: str, shape: Shape, role: str) -> DistillError:
 
 def _image_side(graph: Graph, image: str, shapes: Mapping[str, Value]) -> Choice | None:
     """The last vector computed from the image alone, where a text branch meets it: what the model compares texts to."""
-    reach = _from(graph, {image})
-    foreign = _from(graph, {one.name for one in graph.inputs if not _fillable(one, image)})
+    reach = reached(graph, {image})
+    foreign = reached(graph, {one.name for one in graph.inputs if not _fillable(one, image)})
     for node in reversed(graph.nodes):
         if not any(name in foreign for name in node.output):
             continue
@@ -484,10 +484,10 @@ def _channels_last(graph: Graph, name: str, shapes: Mapping[str, Value]) -> bool
         end = tail(graph, output.name, shapes)
         if end is not None and name in (end.features, _settle(graph, end.features, shapes)):
             return end.channels_last
-    return _made_channels_last(graph, name)
+    return made_channels_last(graph, name)
 
 
-def _made_channels_last(graph: Graph, name: str) -> bool | None:
+def made_channels_last(graph: Graph, name: str) -> bool | None:
     """How a map is laid out by what made it: convolutions put channels first, a transposition may turn that."""
     for _ in range(REACH):
         node = graph.maker.get(name)
@@ -497,7 +497,7 @@ def _made_channels_last(graph: Graph, name: str) -> bool | None:
             return False
         if node.op_type == "Transpose":
             perm = list(graph.attribute(node, "perm", []))
-            before = _made_channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
+            before = made_channels_last(graph, str(node.input[0])) if perm in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
             if before is None:
                 return None
             return perm == [0, 2, 3, 1] if not before else perm != [0, 3, 1, 2]
@@ -514,8 +514,8 @@ def candidates(
     """Tensors that can serve as the embedding, from the first to the last: maps and tokens that all later work goes
     through, the vectors after them (the last of several of one shape), and the one chosen."""
     found: list[tuple[Value, OutputRole, str]] = []
-    reach = {name for name in _from(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
-    waists = _waists(graph, reach)
+    reach = {name for name in reached(graph, {image}) if name not in shapes or shapes[name].dtype.startswith("float")}
+    narrow = waists(graph, reach)
     for node in graph.nodes:
         for name in node.output:
             value = shapes.get(name)
@@ -524,9 +524,9 @@ def candidates(
             several = sides(value.shape)
             if len(several) == 1 and isinstance(several[0], int) and several[0] >= FEW:
                 found.append((value, *role_of(graph, name, shapes)))
-            elif name in waists and len(several) > 1 and len(value.shape) in (3, 4):
+            elif name in narrow and len(several) > 1 and len(value.shape) in (3, 4):
                 found = [
-                    one for one in found if len(sides(one[0].shape)) > 1 or one[0].name in waists
+                    one for one in found if len(sides(one[0].shape)) > 1 or one[0].name in narrow
                 ]  # gates, no more
                 found.append((value, *role_of(graph, name, shapes)))
     found = [one for one in found if one[1] not in ("logits", "probabilities", "detections")]
@@ -537,7 +537,7 @@ def candidates(
     ]
 
 
-def _from(graph: Graph, inputs: set[str]) -> set[str]:
+def reached(graph: Graph, inputs: set[str]) -> set[str]:
     """Every tensor that depends on one of these inputs, themselves included; nodes of a valid graph stand in order of
     computation."""
     reach = set(inputs)
@@ -547,7 +547,7 @@ def _from(graph: Graph, inputs: set[str]) -> set[str]:
     return reach
 
 
-def _waists(graph: Graph, reach: set[str]) -> set[str]:
+def waists(graph: Graph, reach: set[str]) -> set[str]:
     """Tensors that all later computation on the image passes through."""
     last: dict[str, int] = {}
     for at, node in enumerate(graph.nodes):

@@ -28,11 +28,12 @@ TORCH_OWNERS = (
     "mixing.py",
     "relations.py",
     "ridge.py",
+    "imported.py",
     "augment.py",
     "stages/distill.py",
     "stages/export.py",
 )
-TORCH_FOLDERS = ("students/", "losses/")
+TORCH_FOLDERS = ("students/", "losses/", "trainable/")
 PRINTERS = ("show.py", "deploy.py")
 EXTENSIONS = ("students", "losses", "selection", "datasets", "precisions")
 # from the ground up; a file may import from its own layer and from those below it. What is in no list is a tool.
