@@ -47,6 +47,7 @@ from distilltool.report import (
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
+from distilltool.sources import open_source
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
@@ -186,10 +187,12 @@ def distill(
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name[:NAME]}-{chosen.name}")
     stock = taken()
+    source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
         weights=Path(weights) if weights else None,
+        source=source,
         fetch="cached" if student is None else "online",
     )
     plan = _made_from(embedder, chosen, start, time_budget)
@@ -696,6 +699,7 @@ def _made_from(embedder: Teacher, chosen: recipes.Recipe, start: "Start", time_b
         "recipe": chosen.to_dict(),
         "time budget": time_budget,
         "weights": images.digest(start.weights) if start.weights else None,
+        "student's file": start.source.sha256 if start.source else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,13 @@ def _wait_for_others(model: OnnxModel, ledger: Ledger, progress: Progress) -> No
         progress.note("another process is probing this teacher; waiting for its outcome")
     while ledger.guess_elsewhere(model.file.sha256, model.output):
         time.sleep(POLL)
+
+
+def pictures(photos: Sequence[Path]) -> list[Image.Image]:
+    """Some of the images, spread over them all."""
+    chosen = np.unique(np.linspace(0, len(photos) - 1, guess.MOST).astype(int))
+    opened = [images.decode(photos[at]) for at in chosen]
+    return [one for one in opened if not isinstance(one, str)]
 
 
 def look(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import images, objective, ridge, search, students, train
+from distilltool import images, imported, objective, ridge, search, students, train
 from distilltool.augment import plain
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher
@@ -95,7 +95,7 @@ def distill(
     torch.set_num_threads(workers())
     write_json(run.environment, environment())
     _say_start(backbone.start, recipe.student.spec, fetch, progress)
-    size = working_size(teacher.preprocess.size, recipe.student.input)
+    size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     held = _split(run, answered, recipe)
     data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
     student = _make_student(backbone, recipe, data, run, progress)
@@ -110,7 +110,7 @@ def distill(
         progress=progress,
     )
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
-    _finish(student, teacher, recipe, run, report, answered, held, isolate)
+    _finish(student, teacher, recipe, run, report, answered, held, isolate, backbone.architecture)
     return report
 
 
@@ -125,7 +125,7 @@ def describer(backbone: Backbone, seen_by: Preprocess, longer: int, progress: Pr
     def describe(photos: Sequence[Photo]) -> NDArray[np.float32]:
         student = Student(backbone, 0, bias=False)
         torch.set_num_threads(workers())
-        how = seen_by.at(working_size(seen_by.size, longer))
+        how = seen_by.at(imported.scaled(seen_by.size, longer))
         blank = np.zeros((*how.size, 3), np.uint8)  # what cannot be read any more is found out when it is asked about
         ready = images.ahead(photos, lambda photo: images.prepare(photo.path, how))
         found = (blank if isinstance(one, str) else one for one in ready)
@@ -148,12 +148,6 @@ def _say_start(start: str, spec: str, fetch: str, progress: Progress) -> None:
     if fetch == "cached":
         why, mend = "no pretrained weights on this machine", f"{mend}, or --student {spec} to fetch them"
     progress.warn(f"{spec} starts from scratch: {why}; a pretrained student keeps far more ({mend})")
-
-
-def working_size(teacher: tuple[int, int], longer: int) -> tuple[int, int]:
-    """Height and width of the student's images: the teacher's proportions with this longer side, in pixels."""
-    scale = longer / max(teacher)
-    return max(16, round(teacher[0] * scale)), max(16, round(teacher[1] * scale))
 
 
 def _split(run: RunDir, answered: Answered, recipe: Recipe) -> NDArray[np.bool_]:
@@ -365,11 +359,14 @@ def _finish(
     answered: Answered,
     held: NDArray[np.bool_],
     isolate: bool,
+    architecture: bytes | None,
 ) -> None:
     """Write weights, card and, last, the manifest; then drop what only training needed."""
-    size = working_size(teacher.preprocess.size, recipe.student.input)
+    size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     in_space = recipe.space == "teacher"
     train.save_weights(run.weights, student)
+    if architecture is not None:
+        write_bytes(run.architecture, lambda fresh: _write(fresh, architecture))
     card = StudentCard(
         spec=recipe.student.spec,
         input=size,
@@ -405,6 +402,10 @@ def _finish(
     run.tidy()
 
 
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
 def finished(run: RunDir) -> DistillReport:
     """The report of a finished run."""
     values = read_json(run.manifest)["report"]
@@ -428,7 +429,10 @@ def load_student(run: RunDir) -> TorchEmbedder:
     values = read_json(run.card)
     preprocess = Preprocess.from_dict(values.pop("preprocess"))
     card = StudentCard(**{**values, "input": tuple(values["input"])}, preprocess=preprocess)
-    backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
+    if run.architecture.exists():
+        backbone = students.rebuilt(run.architecture.read_bytes(), card.start)
+    else:
+        backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
     student = Student(backbone, card.head, card.bias)
     train.load_weights(run.weights, student)
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from distilltool import guess, images, sanity
 from distilltool.anatomy import Anatomy, dissect
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess, parse_flags
-from distilltool.probe import guessed, look, outcome_of
+from distilltool.probe import guessed, look, outcome_of, pictures
 from distilltool.progress import Progress
 from distilltool.report import InspectReport, Skipped
 from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, open_model, resolve
@@ -56,7 +55,7 @@ def inspect(
             said = [one for one in (parse_flags(options.preprocess), *model.said) if one]
             settled = resolve(model, said)
             if photos and (rank or (settled is None and len(photos) >= guess.FEWEST)):
-                ranking = look(model, said, _pictures(photos), progress)
+                ranking = look(model, said, pictures(photos), progress)
             if settled is None and ranking is not None and ranking.clear:
                 settled = guessed(model, said, ranking)
             trial = _try(model, settled, anatomy.size or (224, 224), photos, progress)
@@ -64,13 +63,6 @@ def inspect(
             problem = (error.message, error.fix)
     report = _report(anatomy, model, settled, trial, problem, tensors)
     return report if ranking is None else replace(report, guess=outcome_of(ranking))
-
-
-def _pictures(photos: Sequence[Path]) -> list[Image.Image]:
-    """Some of the images, spread over them all."""
-    chosen = np.unique(np.linspace(0, len(photos) - 1, guess.MOST).astype(int))
-    opened = [images.decode(photos[at]) for at in chosen]
-    return [one for one in opened if not isinstance(one, str)]
 
 
 def _try(

@@ -3,32 +3,39 @@
 Each file holds one function `kind(name, start) -> Backbone`; everything after the pooled features is common to all.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from distilltool import extensions
+from distilltool import extensions, imported
 from distilltool.errors import DistillError
+from distilltool.imported import Imported
+from distilltool.sources import Source
+
+WHOLE = ("teacher",)  # kinds that need no name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """Where a student's weights come from. weights: a safetensors file. fetch: "online" may ask a hub, "cached" looks
     only at what was fetched before, "none" leaves the weights as the architecture makes them. seed: for those.
-    input: side of the images in pixels."""
+    input: longer side of the images in pixels. source: the file whose graph the student is made of, where it is."""
 
     input: int
     seed: int
     fetch: str = "none"
     weights: Path | None = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backbone:
     """A network from normalised images, (N, 3, H, W) float, to pooled features (N, width).
 
-    mean, std: of pixels / 255 in RGB. start: where the weights came from, "scratch" where from nowhere.
+    mean, std: of pixels / 255 in RGB. start: where the weights came from, "scratch" where from nowhere. architecture:
+    the graph without its weights' numbers, for networks that no library can rebuild by name.
     """
 
     module: nn.Module
@@ -36,15 +43,38 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     start: str
+    architecture: bytes | None = None
 
 
 def build(spec: str, start: Start) -> Backbone:
     """Build the backbone that a spec KIND:NAME names."""
     kind, colon, name = spec.partition(":")
-    if not colon or not name:
+    if kind not in WHOLE and not name:
         raise DistillError(
             f"the student {spec!r} is not KIND:NAME",
-            f"write timm:NAME; the kinds are {', '.join(extensions.names(__name__))}",
+            f"write timm:NAME, onnx:FILE or teacher; the kinds are {', '.join(extensions.names(__name__))}",
         )
     backbone: Backbone = extensions.find(__name__, "kind of student", kind)(name, start)
     return backbone
+
+
+def grown(settings: Mapping[str, str], start: Start) -> Backbone:
+    """A backbone made of the graph of `start.source`, as the settings of its spec ask."""
+    if start.weights is not None:
+        raise DistillError("a student made of an ONNX file has its weights already", "leave --weights away")
+    assert start.source is not None  # opened before anything is built
+    made = imported.backbone(start.source, imported.part_of(settings), start.input)
+    share = f", up to {made.cut.name} ({100 * made.cut.share:.0f} % of its work)" if settings.get("cut") else ""
+    return _backbone(made.module, f"the weights of {start.source.name}{share}", made.architecture)
+
+
+def rebuilt(architecture: bytes, start: str) -> Backbone:
+    """The backbone of an architecture, its weights still to be loaded."""
+    return _backbone(imported.rebuild(architecture), start, architecture)
+
+
+def _backbone(module: Imported, start: str, architecture: bytes) -> Backbone:
+    wiring = module.wiring
+    return Backbone(
+        module=module, width=wiring.width, mean=wiring.mean, std=wiring.std, start=start, architecture=architecture
+    )
