@@ -74,11 +74,13 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, spec: dict[str, Any]) -> NDArray[np.uint8]:
-    """Resize an RGB image as `spec` (size, resize, resize_to, interpolation) says → (H, W, 3) uint8."""
+    """Resize an RGB image as `spec` (size, resize, resize_to, crop_pct, interpolation) says → (H, W, 3) uint8."""
     height, width = spec["size"]
     how = RESAMPLE[spec["interpolation"]]
     if spec["resize"] == "stretch":
-        return np.asarray(image.resize((width, height), how))
+        keep = spec.get("crop_pct", 1)
+        left, top = image.width * (1 - keep) / 2, image.height * (1 - keep) / 2
+        return np.asarray(image.resize((width, height), how, box=(left, top, image.width - left, image.height - top)))
     short = spec["resize_to"]
     if image.width <= image.height:
         scaled = (short, max(short, int(short * image.height / image.width)))

@@ -117,12 +117,14 @@ class Preprocess:
     (mean and std are given in that order too).
 
     size: (height, width) in pixels. resize: "stretch" goes straight to `size`; "shortest" brings the shorter
-    side to `resize_to` pixels and cuts `size` out of the middle. source: who said so; not part of the identity.
+    side to `resize_to` pixels and cuts `size` out of the middle. crop_pct: share of each side that "stretch" keeps, the
+    middle one. source: who said so; not part of the identity.
     """
 
     size: tuple[int, int]
     resize: Resize = "stretch"
     resize_to: int | None = None
+    crop_pct: float = 1.0
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -144,6 +146,10 @@ class Preprocess:
             )
         if min(self.size) < 1 or max(self.size) > LONGEST:
             raise DistillError(f"preprocessing size {self.size} is out of range", "use 1 to 8192 pixels a side")
+        if not 0.1 <= self.crop_pct <= 1 or (self.crop_pct != 1 and self.resize != "stretch"):
+            raise DistillError(
+                f"preprocessing crop_pct={self.crop_pct} is out of range", "give 0.1 to 1, with resize=stretch"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or 0.0 in self.std:
             raise DistillError(
                 "preprocessing needs three means and three standard deviations, none of them 0",
@@ -171,8 +177,8 @@ class Preprocess:
             for name in {"mean", "std"} & set(values):
                 given = values[name]
                 typed[name] = tuple(map(float, given if isinstance(given, Sequence) else (given,) * 3))
-            if "scale" in values:
-                typed["scale"] = float(values["scale"])
+            for name in {"scale", "crop_pct"} & set(values):
+                typed[name] = float(values[name])
             if values.get("resize_to") is not None:
                 typed["resize_to"] = operator.index(values["resize_to"])
         except (TypeError, ValueError) as error:
@@ -190,11 +196,15 @@ class Preprocess:
         """Canonical JSON of what changes the numbers: everything but `source`."""
         values = self.to_dict()
         del values["source"]
+        if self.crop_pct == 1:
+            del values["crop_pct"]  # as it was before there was one: paid answers stay valid
         return json.dumps(values, sort_keys=True)
 
     def describe(self) -> str:
         """One line for people."""
         way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
+        if self.crop_pct != 1:
+            way = f" of the middle {100 * self.crop_pct:g} %"
         steps = [
             "" if self.scale == 1 else _times(self.scale),
             "" if set(self.mean) == {0} else f"− {_short(self.mean)}",
@@ -214,6 +224,7 @@ class Preprocess:
                 "size": self.size,
                 "resize": self.resize,
                 "resize_to": self.resize_to,
+                "crop_pct": self.crop_pct,
                 "interpolation": self.interpolation,
             },
         )
@@ -236,12 +247,21 @@ class Preprocess:
         pixels = pixels_NHWC.transpose(0, 3, 1, 2) if self.layout == "NCHW" else pixels_NHWC
         return np.ascontiguousarray(pixels, dtype=self.dtype)
 
-    def at(self, size: tuple[int, int]) -> "Preprocess":
-        """The same field of view at a student's working size, as raw RGB bytes: the student scales them itself."""
-        zoom = max(size[0] / self.size[0], size[1] / self.size[1])
+    def at(self, size: tuple[int, int], keep: float = 1.0) -> "Preprocess":
+        """The same field of view at a student's working size, as raw RGB bytes: the student scales them itself.
+
+        keep: share of each side of that view that is looked at, the middle one.
+        """
+        zoom = max(size[0] / self.size[0], size[1] / self.size[1]) / keep
         short = max(round(self.resize_to * zoom), *size) if self.resize_to else None
         return Preprocess(
-            size=size, resize=self.resize, resize_to=short, layout="NHWC", dtype="uint8", source="distilltool"
+            size=size,
+            resize=self.resize,
+            resize_to=short,
+            crop_pct=1.0 if short else self.crop_pct * keep,
+            layout="NHWC",
+            dtype="uint8",
+            source="distilltool",
         )
 
 
@@ -282,6 +302,8 @@ def _field(name: str, text: str) -> Any:
             return sides if len(sides) == 2 else (sides[0], sides[0])
         if name == "resize_to":
             return int(text)
+        if name == "crop_pct":
+            return float(text)
         if name == "scale":
             top, _, bottom = text.partition("/")
             return float(top) / float(bottom or 1)
@@ -294,7 +316,7 @@ def _field(name: str, text: str) -> Any:
             "write size=224 or size=256x128, mean=0.485,0.456,0.406, scale=1/255",
         ) from None
     if name not in CHOICES:
-        names = ["size", "resize_to", "scale", "mean", "std", *CHOICES]
+        names = ["size", "resize_to", "crop_pct", "scale", "mean", "std", *CHOICES]
         raise DistillError(f"--preprocess {name}= is no field", f"the fields are {', '.join(names)}")
     return text
 
