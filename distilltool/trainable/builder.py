@@ -307,7 +307,9 @@ def _any_node(args: Any) -> bool:
 def _valid(name: str) -> str:
     """An ONNX name as a Python one."""
     found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "layer"
-    found = f"n{found}" if found[0].isdigit() else found
+    found = (
+        f"n{found}" if found[0].isdigit() or re.fullmatch(r"val_\d+", found) else found
+    )  # torch's exporter owns val_0
     return f"{found}_" if found in RESERVED else found
 
 

@@ -11,7 +11,8 @@ from distilltool.trainable import functions
 from distilltool.trainable.builder import Builder, Op
 from distilltool.trainable.operators.arithmetic import number
 from distilltool.trainable.registry import operator
-from distilltool.trainable.values import Number, Sizes, Value
+from distilltool.trainable.regroup import BATCH
+from distilltool.trainable.values import NotFree, Number, Sizes, Value
 
 REDUCE: dict[str, Callable[..., Any]] = {
     "ReduceMean": torch.mean,
@@ -38,8 +39,19 @@ def reduce(b: Builder, op: Op) -> Value:
         if op.attribute("noop_with_empty_axes", 0):
             return x
         axes = list(range(b.rank(x)))
-    made: Value = b.emit(REDUCE[op.kind], x, axes, bool(op.attribute("keepdims", 1)))
+    keep = bool(op.attribute("keepdims", 1))
+    axes = _without_batch(b, x, axes, keep)
+    made: Value = b.emit(REDUCE[op.kind], x, axes, keep) if axes else x
     return made
+
+
+def _without_batch(b: Builder, x: Any, axes: list[int], keep: bool) -> list[int]:
+    """Axes less the batch of a graph fixed to one image: set free, each image is still reduced by itself."""
+    here, there = b.shape(x), b.other_shape(x)
+    batch = [axis for axis in axes if (here[axis], there[axis]) == (1, BATCH)]
+    if batch and not keep:
+        raise NotFree("a reduction over the batch")
+    return [axis for axis in axes if axis not in batch]
 
 
 def _of_numbers(b: Builder, op: Op, value: Sizes) -> Sizes:
