@@ -47,7 +47,7 @@ from distilltool.report import (
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
-from distilltool.sources import open_source
+from distilltool.sources import AUTO, open_source
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
@@ -187,6 +187,9 @@ def distill(
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name[:NAME]}-{chosen.name}")
     stock = taken()
+    auto = chosen.student.spec == AUTO
+    if auto and weights is not None:
+        raise DistillError("--weights belong to one student", "name it with --student timm:NAME")
     source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
     start = Start(
         input=chosen.student.input,
@@ -198,13 +201,16 @@ def distill(
     plan = _made_from(embedder, chosen, start, time_budget)
     if not restart:
         run.check(plan)
-    backbone = students.build(chosen.student.spec, start)
-    plan["start"] = backbone.start
+    backbone = None if auto else students.build(chosen.student.spec, start)
+    if backbone is not None:
+        plan["start"] = backbone.start
+        stage.check_student(chosen, backbone)
     if not restart:
         run.check(plan)
-    stage.check_student(chosen, backbone)
     with Ledger.open(Path(store)) as ledger:
-        described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+        described = None
+        if backbone is not None:
+            described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
         bought = _query(
             embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
         )
@@ -221,7 +227,8 @@ def distill(
         chosen,
         run,
         backbone,
-        start.fetch,
+        start,
+        side=input_size,
         isolate=isolate and isinstance(embedder, OnnxEmbedder),
         seconds=time_budget,
         progress=watch,

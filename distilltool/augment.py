@@ -31,20 +31,30 @@ def rows_of(step: int, count: int, batch: int, seed: int) -> NDArray[np.int64]:
 
 
 def make_batch(
-    step: int, pixels_NHWC: NDArray[np.uint8], size: tuple[int, int], batch: int, augment: Augment, seed: int
+    step: int,
+    pixels_NHWC: NDArray[np.uint8],
+    size: tuple[int, int],
+    batch: int,
+    augment: Augment,
+    seed: int,
+    keep: float = 1.0,
 ) -> Batch:
-    """The augmented batch of one step: each image its own crop, mirror and colour."""
+    """The augmented batch of one step: each image its own crop, mirror and colour.
+
+    keep: share of each side that the student looks at when it is used; crops are that large, give or take.
+    """
     rng = np.random.default_rng((seed, 2, step))
     rows = rows_of(step, len(pixels_NHWC), batch, seed)
-    crops = [_crop(to_pixels(pixels_NHWC[row][None]), size, augment, rng) for row in rows]
+    crops = [_crop(to_pixels(pixels_NHWC[row][None]), size, augment, keep, rng) for row in rows]
     pixels = torch.cat(crops).to(torch.float32, memory_format=torch.channels_last)
     return Batch(rows=rows, pixels=_jitter(pixels, augment.jitter, rng) if augment.jitter else pixels)
 
 
-def _crop(image: Tensor, size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> Tensor:
+def _crop(image: Tensor, size: tuple[int, int], augment: Augment, keep: float, rng: np.random.Generator) -> Tensor:
     """A random crop resized with antialiasing, (1, 3, H, W) uint8."""
     full_height, full_width = image.shape[-2:]
-    height, width = (max(1, round(full * rng.uniform(augment.crop, 1))) for full in (full_height, full_width))
+    least, most = keep * augment.crop, min(1.0, keep / augment.crop)
+    height, width = (max(1, round(full * rng.uniform(least, most))) for full in (full_height, full_width))
     top, left = rng.integers(0, full_height - height + 1), rng.integers(0, full_width - width + 1)
     part = image[:, :, top : top + height, left : left + width]
     if augment.flip and rng.random() < 0.5:
@@ -59,9 +69,16 @@ def shrink(pixels_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(pixels_NCHW, size, mode="bilinear", antialias=True)
 
 
-def plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Cached images at working size without augmentation, (N, H, W, 3)."""
-    return shrink(to_pixels(pixels_NHWC), size).permute(0, 2, 3, 1).contiguous().numpy()
+def plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int], keep: float = 1.0) -> NDArray[np.uint8]:
+    """Cached images at working size without augmentation, the middle `keep` of each side, (N, H, W, 3)."""
+    (height, width), whole = (round(keep * side) for side in pixels_NHWC.shape[1:3]), pixels_NHWC.shape[1:3]
+    top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+    return (
+        shrink(to_pixels(pixels_NHWC[:, top : top + height, left : left + width]), size)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+        .numpy()
+    )
 
 
 def _jitter(pixels_NCHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:

@@ -25,11 +25,13 @@ class LossTerm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentChoice:
-    """spec: KIND:NAME. input: side in pixels. dim: length of its vectors; 0 is its own width, or the teacher's."""
+    """spec: KIND:NAME. input: side in pixels. dim: length of its vectors; 0 is its own width, or the teacher's.
+    crop_pct: share of each side of the image that it looks at, the middle one; 0 takes what ranks best untrained."""
 
     spec: str
     input: int = 128
     dim: int = 0
+    crop_pct: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +60,12 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
-    """AdamW. lr: from random weights; lr_finetune: from pretrained ones; clip: largest gradient norm;
-    ema: decay of the weight average that is evaluated and kept, 0 for none."""
+    """AdamW. lr: from random weights; lr_finetune: from pretrained ones, as a share of the root mean square of each
+    tensor's weights; clip: largest gradient norm; ema: decay of the weight average that is evaluated and kept, 0 for
+    none."""
 
     lr: float = 3e-3
-    lr_finetune: float = 1e-4
+    lr_finetune: float = 1e-3
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.99
@@ -109,6 +112,7 @@ class Recipe:
 RANGES: dict[str, tuple[float, float]] = {
     "student.input": (16, 1024),
     "student.dim": (0, 65536),
+    "student.crop_pct": (0, 1),
     "mix.ratio": (0, 64),
     "mix.alpha": (0.01, 100),
     "mix.width": (2, 64),

@@ -68,6 +68,10 @@ class RunDir:
         return self.root / "student.json"
 
     @property
+    def choice(self) -> Path:
+        return self.root / "choice.json"
+
+    @property
     def architecture(self) -> Path:
         return self.root / "architecture.onnx"
 
@@ -117,7 +121,15 @@ class RunDir:
     def _clear(self) -> None:
         self.manifest.unlink(missing_ok=True)
         self.tidy()
-        for path in (self.environment, self.log, self.split, self.weights, self.architecture, self.card):
+        for path in (
+            self.environment,
+            self.log,
+            self.split,
+            self.choice,
+            self.weights,
+            self.architecture,
+            self.card,
+        ):
             path.unlink(missing_ok=True)
         for folder in (self.evaluations, self.bundle):
             shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
 
+AUTO = "auto"  # the student that ranks best untrained
 KEYS = ("cut", "preprocess")
 
 
@@ -47,6 +48,8 @@ def open_source(
     nothing says it, which costs no query: it is not the teacher that is asked.
     """
     kind, _, name = spec.partition(":")
+    if spec == AUTO:
+        return _of(teacher) if isinstance(teacher, OnnxEmbedder) and not isolate else None
     if kind == "teacher":
         return _own(teacher, isolate)
     if kind != "onnx":

@@ -13,9 +13,15 @@ from distilltool.embedder import Embedder
 from distilltool.preprocess import Preprocess
 from distilltool.students import Backbone
 
+FORM = 2  # of the network around the backbone, since features are centred
+
 
 class Student(nn.Module):
-    """Pixels of 0 to 255, (N, 3, H, W) of any dtype → vectors of length 1, (N, D)."""
+    """Pixels of 0 to 255, (N, 3, H, W) of any dtype → vectors of length 1, (N, D).
+
+    Pooled features are brought to length 1 and their mean over the images is taken off, which is what a head, and where
+    there is none the comparison itself, starts from: common to all images, it tells nothing of any.
+    """
 
     factor: Tensor
     shift: Tensor
@@ -26,6 +32,7 @@ class Student(nn.Module):
         self.backbone = backbone.module
         self.head: nn.Module = nn.Linear(backbone.width, dim, bias=bias) if dim else nn.Identity()
         self.anchor: nn.Linear | None = None  # while training only: features onto the teacher's vectors
+        self.centre = nn.Parameter(torch.zeros(backbone.width))
         self.width = backbone.width
         self.dim = dim or backbone.width
         self.has_head = bool(dim)
@@ -41,23 +48,23 @@ class Student(nn.Module):
         return self.head
 
     def features(self, pixels_NCHW: Tensor) -> Tensor:
-        """Pooled features of the backbone, (N, width)."""
-        features: Tensor = self.backbone(pixels_NCHW.float() * self.factor - self.shift)
-        return features
+        """Pooled features of the backbone, (N, width), at length 1."""
+        return F.normalize(self.backbone(pixels_NCHW.float() * self.factor - self.shift), dim=1)
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        return F.normalize(self.head(self.features(pixels_NCHW)), dim=1)
+        return F.normalize(self.head(self.features(pixels_NCHW) - self.centre), dim=1)
 
     def anchored(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors as of `forward`, (N, D), and the same features brought onto the teacher's vectors, (N, E)."""
         assert self.anchor is not None
-        features = self.features(pixels_NCHW)
+        features = self.features(pixels_NCHW) - self.centre
         return F.normalize(self.head(features), dim=1), F.normalize(self.anchor(features), dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentCard:
-    """What it takes to rebuild a student and to know its space; kept as JSON beside its weights."""
+    """What it takes to rebuild a student and to know its space; kept as JSON beside its weights. form: of the network
+    around the backbone, which changed between versions."""
 
     spec: str
     input: tuple[int, int]
@@ -69,6 +76,7 @@ class StudentCard:
     start: str
     params: int
     preprocess: Preprocess
+    form: int = 1
 
 
 class TorchEmbedder(Embedder):

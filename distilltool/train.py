@@ -31,19 +31,23 @@ from distilltool.student import Student, embed
 
 TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
 SETTLE = 3
-SHARES = (0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
+LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
+SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
+USUAL = 0.5  # the share that is taken where held-out images do not tell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
-    length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E)."""
+    length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E). keep: share of each side of the training
+    images, the middle one, that the student looks at when it is used."""
 
     pixels: NDArray[np.uint8]
     targets: NDArray[np.float32]
     held_pixels: NDArray[np.uint8]
     held_targets: NDArray[np.float32]
     names: tuple[str, ...]
+    keep: float = 1.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,6 +67,16 @@ class State:
     stale: int = 0
     seconds: float = 0.0
     evaluation_seconds: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a checkpoint is made of. kept: further tensors by name, which are filled in place when it is read."""
+
+    student: Student
+    average: AveragedModel
+    optimiser: torch.optim.Optimizer
+    kept: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +132,8 @@ class _Trainer:
         self.finetune = finetune
         self.lr_name = "lr_finetune" if finetune else "lr"
         self.lr = recipe.optimiser.lr_finetune if finetune else recipe.optimiser.lr
-        self.optimiser = _adamw(student, self.lr, recipe.optimiser.weight_decay)
+        self.optimiser = _relative(student) if finetune else _adamw(student, self.lr, recipe.optimiser.weight_decay)
+        self.scales = torch.ones(len(self.optimiser.param_groups))
         self.device = next(student.parameters()).device
         self.targets = torch.from_numpy(data.targets).to(self.device)
         self.loss = sum_of_losses(recipe, self.targets)
@@ -133,13 +148,14 @@ class _Trainer:
 
     def run(self) -> Outcome:
         if self.rundir.checkpoint.exists():
-            self.state = load_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.bank)
+            self.state = load_checkpoint(self.rundir.checkpoint, self._parts())
             self.clock -= self.state.seconds
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self._evaluate(self.student)
             if self.finetune:
                 save_weights(self.rundir.start, self.student)
+                self.scales.copy_(sizes(self.student))
             if self.bank is not None:
                 self.bank.student.copy_(_as_seen(self.student, self.data))
         self.student.train()
@@ -190,8 +206,9 @@ class _Trainer:
 
     def _step(self, batch: Batch) -> None:
         step = self.state.step
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
+        now = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
+        for group, scale in zip(self.optimiser.param_groups, self.scales.tolist(), strict=True):
+            group["lr"] = now * scale
         loss = self._loss(batch, (self.recipe.seed, 3, step))
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()}", batch)
@@ -238,7 +255,7 @@ class _Trainer:
         steps = iter(range(self.state.step, 1 << 40))
         return images.ahead(
             steps,
-            lambda step: make_batch(step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed),
+            lambda step: make_batch(step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed, data.keep),
             threads=1,
             depth=3,
         )
@@ -283,27 +300,37 @@ class _Trainer:
         )
 
     def _blend(self) -> float:
-        """Load the weights that rank held-out images best among the best ones and their mixes with the start's.
+        """Load the best weights, mixed with the start's where those were pretrained. Returns the start's share.
 
-        Returns the start's share. Averaging fine-tuned weights with those they came from keeps what the start knew of
-        unlike images (WiSE-FT, Wortsman et al., CVPR 2022); a start from nothing has nothing to keep.
+        Averaging fine-tuned weights with those they came from keeps what the start knew of unlike images (WiSE-FT,
+        Wortsman et al., CVPR 2022); a start from nothing has nothing to keep. Half is taken unless another share ranks
+        held-out images better by more than a standard error: few images tell smaller differences by chance alone.
         """
         best = read_weights(self.rundir.best)
-        chosen, chosen_share = best, 0.0
-        if self.finetune and self.state.best_step:
-            start = read_weights(self.rundir.start)
-            for share in SHARES:
-                mixed = {name: _lerp(best[name], start[name], share) for name in best}
-                self.student.load_state_dict(mixed)
-                overlap = float(self._scores(self.student)[0].mean())
-                self._log({"start_share": share, "overlap": round(overlap, 5)})
-                if overlap > self.state.best_score:
-                    self.state.best_score, chosen, chosen_share = overlap, mixed, share
-        self.student.load_state_dict(chosen)
-        return chosen_share
+        if not (self.finetune and self.state.best_step):
+            self.student.load_state_dict(best)
+            return 0.0
+        start = read_weights(self.rundir.start)
+        overlaps = {}
+        for share in SHARES:
+            self.student.load_state_dict(_mixed(best, start, share))
+            overlaps[share] = self._scores(self.student)[0]
+            self._log({"start_share": share, "overlap": round(float(overlaps[share].mean()), 5)})
+        chosen = USUAL
+        for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
+            gain = overlaps[share] - overlaps[USUAL]
+            if gain.mean() > gain.std() / math.sqrt(len(gain)):
+                chosen = share
+                break
+        self.student.load_state_dict(_mixed(best, start, chosen))
+        return chosen
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(self.rundir.checkpoint, self.student, self.average, self.optimiser, self.state, self.bank)
+        save_checkpoint(self.rundir.checkpoint, self._parts(), self.state)
+
+    def _parts(self) -> Parts:
+        kept = {"scales": self.scales} | ({} if self.bank is None else {"bank": self.bank.student})
+        return Parts(student=self.student, average=self.average, optimiser=self.optimiser, kept=kept)
 
     def _log(self, entry: dict[str, Any]) -> None:
         with self.rundir.log.open("a", encoding="utf-8") as file:
@@ -313,7 +340,7 @@ class _Trainer:
 def _as_seen(student: Student, data: Data) -> Tensor:
     """The student's vectors of the training images without augmentation, (N, D)."""
     starts = range(0, len(data.pixels), 256)
-    parts = [embed(student, plain(data.pixels[at : at + 256], data.size)) for at in starts]
+    parts = [embed(student, plain(data.pixels[at : at + 256], data.size, data.keep)) for at in starts]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -324,6 +351,20 @@ def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Opti
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr
     )
+
+
+def _relative(student: Student) -> torch.optim.Optimizer:
+    """AdamW with a group for each tensor, whose steps are scaled to the size of its weights.
+
+    Where batch-norm is folded into convolutions the weights of one layer are fifty times those of another; steps of one
+    length destroy the small ones before they move the large. Relative steps as in Adafactor (Shazeer & Stern 2018).
+    """
+    return torch.optim.AdamW([{"params": [one]} for one in student.parameters()], lr=0.0, weight_decay=0.0)
+
+
+def sizes(student: Student) -> Tensor:
+    """Root mean square of each parameter's numbers, (P,), no less than LEAST."""
+    return torch.stack([one.detach().square().mean().sqrt() for one in student.parameters()]).clamp(min=LEAST).cpu()
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:
@@ -380,52 +421,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def _mixed(weights: dict[str, Tensor], other: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: _lerp(tensor, other[name], share) for name, tensor in weights.items()}
+
+
 def _lerp(tensor: Tensor, other: Tensor, share: float) -> Tensor:
     """tensor + share · (other − tensor); counters stay as they are."""
     return torch.lerp(tensor, other, share) if tensor.is_floating_point() else tensor
 
 
-def save_checkpoint(
-    path: Path,
-    student: Student,
-    average: AveragedModel,
-    optimiser: torch.optim.Optimizer,
-    state: State,
-    bank: Bank | None = None,
-) -> None:
+def save_checkpoint(path: Path, parts: Parts, state: State) -> None:
     """Write everything training needs to go on bit for bit."""
-    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for number, values in optimiser.state_dict()["state"].items():
+    tensors = {f"student.{name}": tensor for name, tensor in parts.student.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in parts.average.state_dict().items()}
+    for number, values in parts.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in values.items()}
-    if bank is not None:
-        tensors["bank.student"] = bank.student
+    tensors |= {f"kept.{name}": tensor for name, tensor in parts.kept.items()}
     cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, lambda fresh: save_file(cpu, fresh, metadata={"state": json.dumps(asdict(state))}))
 
 
-def load_checkpoint(
-    path: Path,
-    student: Student,
-    average: AveragedModel,
-    optimiser: torch.optim.Optimizer,
-    bank: Bank | None = None,
-) -> State:
-    """Put a checkpoint back into student, average, optimiser and bank; returns where it stood."""
+def load_checkpoint(path: Path, parts: Parts) -> State:
+    """Put a checkpoint back into what it was made of; returns where it stood."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = State(**json.loads(file.metadata()["state"]))
-    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}, "bank": {}}
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}, "kept": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = tensor
-    student.load_state_dict(groups["student"])
-    average.load_state_dict(groups["average"])
-    saved = optimiser.state_dict()
+    parts.student.load_state_dict(groups["student"])
+    parts.average.load_state_dict(groups["average"])
+    saved = parts.optimiser.state_dict()
     for name, tensor in groups["optimiser"].items():
         number, _, key = name.partition(".")
         saved["state"].setdefault(int(number), {})[key] = tensor
-    optimiser.load_state_dict(saved)
-    if bank is not None:
-        bank.student.copy_(groups["bank"]["student"])
+    parts.optimiser.load_state_dict(saved)
+    for name, tensor in parts.kept.items():
+        tensor.copy_(groups["kept"][name])
     return state

@@ -4,8 +4,8 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import images, imported, objective, ridge, search, students, train
+from distilltool import candidates, contest, images, imported, objective, ridge, search, students, train
 from distilltool.augment import plain
+from distilltool.candidates import Candidate
 from distilltool.choice import Describe
+from distilltool.contest import Score
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.images import Photo, workers
@@ -25,7 +27,7 @@ from distilltool.progress import Progress
 from distilltool.recipe import Recipe
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
-from distilltool.student import Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
+from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.train import Data, Outcome
 
@@ -33,7 +35,32 @@ MIN_IMAGES = 32
 MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
+NO_LIMIT = 1 << 62  # floating-point operations
+KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
+    of each side of an image that is looked at; mapped: a linear map onto the teacher's vectors is the start, by ridge
+    regression of this strength."""
+
+    spec: str
+    input: int
+    keep: float = 1.0
+    mapped: bool = False
+    strength: float | None = None
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """A recipe with this student."""
+        return replace(recipe, student=replace(recipe.student, spec=self.spec, input=self.input))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    choice: Choice
+    score: Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,26 +106,35 @@ def distill(
     answered: Answered,
     recipe: Recipe,
     run: RunDir,
-    backbone: Backbone,
-    fetch: str,
+    backbone: Backbone | None,
+    start: Start,
     *,
     isolate: bool,
     seconds: float | None,
+    side: int | None = None,
     progress: Progress,
 ) -> DistillReport:
     """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
 
-    fetch: how pretrained weights were looked for, for the message. isolate: the teacher's file is not to be trusted by
-    later commands on this run either. seconds: wall time for training as a whole, caching and evaluation included.
+    backbone: the student's, None where it is to be chosen by what ranks best untrained. start: where weights come from;
+    side: the longer side of the student's images, where it is asked for. isolate: the teacher's file is not to be
+    trusted by later commands on this run either. seconds: wall time for training as a whole, caching and evaluation
+    included.
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
     write_json(run.environment, environment())
-    _say_start(backbone.start, recipe.student.spec, fetch, progress)
-    size = imported.scaled(teacher.preprocess.size, recipe.student.input)
+    if backbone is not None:
+        _say_start(backbone.start, recipe.student.spec, start.fetch, progress)
     held = _split(run, answered, recipe)
-    data = _gather(answered, held, teacher.preprocess, size, recipe.augment.crop, run, progress)
-    student = _make_student(backbone, recipe, data, run, progress)
+    trial = _Trial(answered, held, teacher.preprocess, recipe, start, progress)
+    choice = _settled(run, lambda: trial.judge(backbone) if backbone is not None else trial.choose(side))
+    if backbone is None:
+        recipe = choice.applied(recipe)
+        backbone = students.build(choice.spec, replace(start, input=choice.input))
+    size = imported.scaled(teacher.preprocess.size, recipe.student.input)
+    data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
+    student = _make_student(backbone, recipe, choice, data, run, progress)
     outcome = train.train(
         student,
         data,
@@ -110,7 +146,7 @@ def distill(
         progress=progress,
     )
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
-    _finish(student, teacher, recipe, run, report, answered, held, isolate, backbone.architecture)
+    _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
     return report
 
 
@@ -183,16 +219,17 @@ def _gather(
     held: NDArray[np.bool_],
     seen_by: Preprocess,
     size: tuple[int, int],
+    keep: float,
     crop: float,
     run: RunDir,
     progress: Progress,
 ) -> Data:
     """Decode every image once: training images at caching size onto disk, held-out ones at working size."""
-    height, width = (round(side / max(crop, 0.8)) for side in size)  # the smallest usual crop is not enlarged
+    height, width = (round(side / (keep * max(crop, 0.8))) for side in size)  # the smallest usual crop is not enlarged
     trained = [photo for photo, out in zip(answered.photos, held, strict=True) if not out]
     validated = [photo for photo, out in zip(answered.photos, held, strict=True) if out]
     pixels = _cache(run.pixels, trained, seen_by.at((height, width)), progress)
-    held_pixels, lost = images.load([photo.path for photo in validated], seen_by.at(size))
+    held_pixels, lost = images.load([photo.path for photo in validated], seen_by.at(size, keep))
     if lost:
         raise _spoilt(lost[0].path, lost[0].reason)
     return Data(
@@ -201,6 +238,7 @@ def _gather(
         held_pixels=held_pixels,
         held_targets=answered.vectors[held],
         names=tuple(str(photo.path) for photo in trained),
+        keep=keep,
     )
 
 
@@ -242,27 +280,142 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
     return made
 
 
-def _make_student(backbone: Backbone, recipe: Recipe, data: Data, run: RunDir, progress: Progress) -> Student:
-    """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
+def _settled(run: RunDir, choose: Callable[[], Choice]) -> Choice:
+    """What was chosen before training; once a run, so that a continued one is made of the same."""
+    if not run.choice.exists():
+        write_json(run.choice, asdict(choose()))
+    return Choice(**read_json(run.choice))
+
+
+class _Trial:
+    """Untrained students, judged on some of the training images."""
+
+    def __init__(
+        self,
+        answered: Answered,
+        held: NDArray[np.bool_],
+        seen_by: Preprocess,
+        recipe: Recipe,
+        start: Start,
+        progress: Progress,
+    ) -> None:
+        rows = np.flatnonzero(~held)[contest.sample(int((~held).sum()), recipe.seed)]
+        self.paths = [answered.photos[row].path for row in rows]
+        self.targets = answered.vectors[rows]
+        self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
+
+    def judge(self, backbone: Backbone) -> Choice:
+        """How much of an image to look at and how to start."""
+        fixed = self.recipe.student.crop_pct
+        if backbone.start == "scratch":
+            return Choice(spec=self.recipe.student.spec, input=self.recipe.student.input, keep=fixed or 1.0)
+        found = self._best_of(backbone, self.recipe.student.spec, self.recipe.student.input)
+        self.progress.note(f"untrained: {_told(found)}")
+        return found.choice
+
+    def choose(self, side: int | None) -> Choice:
+        """The student that ranks best untrained among those that cost a tenth of the teacher, or as `side` has it."""
+        fit = self._candidates(side)
+        self.progress.begin("scoring students", len(fit), "students")
+        found, refused = [], []
+        for one in fit:
+            try:
+                backbone = students.build(one.spec, replace(self.start, input=one.input))
+                found.append((self._best_of(backbone, one.spec, one.input), one))
+            except DistillError as error:
+                refused.append(f"{one.spec}: {error.message}")
+            self.progress.advance()
+        self.progress.end()
+        if not found:
+            raise DistillError(
+                f"no student is at hand{': ' + refused[0] if refused else ''}",
+                "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE",
+            )
+        found.sort(key=lambda pair: -pair[0].score.mean)
+        for place, (scored, one) in enumerate(found):
+            said = "taken" if place == 0 else "runner-up"
+            self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image")
+        return found[0][0].choice
+
+    def _candidates(self, side: int | None) -> list[Candidate]:
+        source, longest = self.start.source, max(self.seen_by.size)
+        if source is None:
+            return candidates.of_timm(NO_LIMIT, side or self.recipe.student.input, longest, self.start.fetch)
+        cost = int(candidates.USUAL * candidates.total(source))
+        return candidates.of_teacher(source, cost, side) + candidates.of_timm(cost, side, longest, self.start.fetch)
+
+    def _best_of(self, backbone: Backbone, spec: str, side: int) -> _Scored:
+        """The best part of the image to look at, and the best way to start."""
+        fixed, size = self.recipe.student.crop_pct, imported.scaled(self.seen_by.size, side)
+        keeps = (fixed,) if fixed else KEEPS
+        height, width = (round(one / min(keeps)) for one in size)
+        pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
+        if lost:
+            raise _spoilt(lost[0].path, lost[0].reason)
+        fold = contest.folds(self.targets, self.recipe.seed)
+        student = Student(backbone, 0, bias=False)
+        best: _Scored | None = None
+        for keep in keeps:
+            features = embed(student, plain(pixels, size, keep), features=True)
+            choice = Choice(spec=spec, input=side, keep=keep)
+            scored = _start_of(features, self.targets, fold, self.recipe, choice)
+            if best is None or scored.score.beats(best.score):
+                best = scored
+        assert best is not None
+        return best
+
+
+def _start_of(
+    features: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    fold: NDArray[np.int64],
+    recipe: Recipe,
+    choice: Choice,
+) -> _Scored:
+    """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
     in_space = recipe.space == "teacher"
-    dim = data.targets.shape[1] if in_space else recipe.student.dim
-    student = Student(backbone, dim, bias=in_space)
+    as_they_are = _Scored(choice=choice, score=contest.as_they_are(features, targets, fold))
+    if recipe.student.dim and not in_space:
+        return as_they_are
+    score = contest.mapped(features, targets, fold, gallery=in_space)
+    mapped = _Scored(choice=replace(choice, mapped=True, strength=score.strength), score=score)
+    return mapped if in_space or score.beats(as_they_are.score) else as_they_are
+
+
+def _told(scored: _Scored) -> str:
+    """A choice in words."""
+    choice = scored.choice
+    looks = "" if choice.keep == 1 else f", looking at the middle {100 * choice.keep:.0f} % of each side"
+    how = ", mapped by ridge regression" if choice.mapped else ""
+    return f"{choice.spec} at {choice.input} px keeps {100 * scored.score.mean:.0f} % of the top-10{how}{looks}"
+
+
+def _make_student(
+    backbone: Backbone, recipe: Recipe, choice: Choice, data: Data, run: RunDir, progress: Progress
+) -> Student:
+    """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
+    width = data.targets.shape[1]
+    dim = width if choice.mapped or recipe.space == "teacher" else recipe.student.dim
+    maps = dim == width and (choice.mapped or recipe.space == "teacher")
+    student = Student(backbone, dim, bias=maps)
     if recipe.anchor:
-        student.anchor = torch.nn.Linear(backbone.width, data.targets.shape[1])
+        student.anchor = torch.nn.Linear(backbone.width, width)
     student.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.checkpoint.exists():  # everything below would be overwritten
         return student
     if backbone.start == "scratch":
         _calibrate(student, data.pixels, data.size, recipe.seed)
-    if not dim and not recipe.anchor:
-        return student
-    features = _features(student, data.pixels, data.size)
-    if in_space or recipe.anchor:
-        head = ridge.ridge(features, torch.from_numpy(data.targets))
-        progress.note(f"closed-form head: ridge {head.strength:.2g} by leave-one-out, cosine {head.cosine:.3f}")
-        _fill(student.linear if in_space else None, head)
+    features = _features(student, data)
+    with torch.no_grad():
+        student.centre.copy_(features.mean(dim=0))
+    features = features - features.mean(dim=0)
+    if maps or recipe.anchor:
+        strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
+        head = ridge.ridge(features, torch.from_numpy(data.targets), strengths)
+        progress.note(f"closed-form head: ridge {head.strength:.2g}, leave-one-out cosine {head.cosine:.3f}")
+        _fill(student.linear if maps else None, head)
         _fill(student.anchor, head)
-    if dim and not in_space:
+    if dim and not maps:
         with torch.no_grad():
             student.linear.weight.copy_(ridge.principal(features, dim))
     return student
@@ -276,9 +429,10 @@ def _fill(layer: torch.nn.Linear | None, head: ridge.Head) -> None:
         layer.bias.copy_(head.bias)
 
 
-def _features(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+def _features(student: Student, data: Data) -> torch.Tensor:
     """Pooled features of the cached images without augmentation, (N, width)."""
-    parts = [embed(student, plain(pixels[at : at + 256], size), features=True) for at in range(0, len(pixels), 256)]
+    starts = range(0, len(data.pixels), 256)
+    parts = [embed(student, plain(data.pixels[at : at + 256], data.size, data.keep), features=True) for at in starts]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -354,6 +508,7 @@ def _finish(
     student: Student,
     teacher: Teacher,
     recipe: Recipe,
+    choice: Choice,
     run: RunDir,
     report: DistillReport,
     answered: Answered,
@@ -372,12 +527,13 @@ def _finish(
         input=size,
         dim=student.dim,
         head=student.dim if student.has_head else 0,
-        bias=in_space,
+        bias=student.has_head and student.linear.bias is not None,
         space=recipe.space,
         space_id=teacher.space_id if in_space else own_space_id(student),
         start=report.student.start,
         params=report.student.params,
-        preprocess=teacher.preprocess.at(size),
+        preprocess=teacher.preprocess.at(size, choice.keep),
+        form=FORM,
     )
     write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
     paths = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if out]
@@ -433,6 +589,8 @@ def load_student(run: RunDir) -> TorchEmbedder:
         backbone = students.rebuilt(run.architecture.read_bytes(), card.start)
     else:
         backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
+    if card.form != FORM:
+        raise DistillError(f"the run {run.root} was made by an earlier version", "run distill again, with --restart")
     student = Student(backbone, card.head, card.bias)
     train.load_weights(run.weights, student)
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

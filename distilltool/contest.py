@@ -1,0 +1,117 @@
+"""Score starts before anything is trained: how well features, plain or mapped in closed form, rank as the teacher.
+
+Nothing here is fitted on what it is judged by: a map is fitted on some clusters of the teacher's vectors and judged on
+the others, so that it has to serve images unlike those it has seen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilltool import metrics, ridge, search
+from distilltool.metrics import Task
+
+FOLDS = 4
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, over the mean diagonal of the Gram matrix
+SAMPLE = 600  # images scored; more change little and cost seconds for every candidate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Overlap of the nearest with the teacher's, per image, (N,). strength: of the ridge that maps the features into
+    the teacher's space, None where they are taken as they are."""
+
+    overlap: NDArray[np.float64]
+    strength: float | None
+
+    @property
+    def mean(self) -> float:
+        """The mean over images."""
+        return float(self.overlap.mean())
+
+    def beats(self, other: "Score") -> bool:
+        """Whether it is better by more than a standard error of the paired difference."""
+        gain = self.overlap - other.overlap
+        return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+
+def sample(count: int, seed: int) -> NDArray[np.int64]:
+    """Rows to score on, in order, (≤ SAMPLE,)."""
+    return np.sort(np.random.default_rng((seed, 8)).permutation(count)[:SAMPLE])
+
+
+def folds(targets_NE: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
+    """The fold of each image, (N,): whole clusters of the teacher's vectors go together."""
+    cluster = search.clusters(targets_NE, max(FOLDS, len(targets_NE) // 20), seed)
+    order = np.random.default_rng((seed, 9)).permutation(cluster.max() + 1)
+    place = np.zeros(len(targets_NE), np.int64)
+    filled = np.zeros(FOLDS, np.int64)
+    for one in order:  # each cluster to the emptiest fold
+        members = cluster == one
+        at = int(filled.argmin())
+        place[members] = at
+        filled[at] += members.sum()
+    return place
+
+
+def as_they_are(features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64]) -> Score:
+    """Features at length 1, less their mean, at length 1 again, compared among themselves within each fold."""
+    return Score(overlap=_overlap(targets_NE, centred(features_NF), targets_NE, fold_N, same=True), strength=None)
+
+
+def mapped(
+    features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64], *, gallery: bool
+) -> Score:
+    """The best of the ridge strengths, each fitted on three folds and judged on the fourth.
+
+    gallery: put to the teacher's own vectors instead of compared among themselves.
+    """
+    found = []
+    for strength in STRENGTHS:
+        predicted = np.zeros_like(targets_NE)
+        for fold in range(FOLDS):
+            inside = fold_N == fold
+            head = ridge.ridge(*_pair(features_NF[~inside], targets_NE[~inside]), strengths=(strength,))
+            x = torch.from_numpy(unit_rows(features_NF[inside]))
+            predicted[inside] = (x @ head.weight.T + head.bias).numpy()
+        predicted = unit_rows(predicted)
+        overlap = _overlap(targets_NE, predicted, targets_NE, fold_N, same=not gallery)
+        found.append(Score(overlap=overlap, strength=strength))
+    return max(found, key=lambda one: one.mean)
+
+
+def centred(features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows at length 1, less their mean, at length 1 again."""
+    rows = unit_rows(features_NF)
+    return unit_rows(rows - rows.mean(axis=0))
+
+
+def unit_rows(rows_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows at length 1."""
+    length = np.linalg.norm(rows_NF, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (rows_NF / np.maximum(length, 1e-12)).astype(np.float32)
+    return scaled
+
+
+def _pair(features: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(unit_rows(features)), torch.from_numpy(targets)
+
+
+def _overlap(
+    teacher: NDArray[np.float32],
+    student: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    fold_N: NDArray[np.int64],
+    *,
+    same: bool,
+) -> NDArray[np.float64]:
+    scores = np.zeros(len(teacher))
+    for fold in np.unique(fold_N):
+        rows = np.flatnonzero(fold_N == fold).astype(np.int64)
+        if len(rows) < 3:
+            continue
+        task = Task(query=rows, gallery=rows, labels=None)
+        scores[rows] = metrics.overlap(task, teacher, student, metrics.reach(len(rows)), None if same else gallery)
+    return scores
