@@ -1,5 +1,6 @@
 """Batches of augmented images, made from cached pixels; which ones depends on seed and step alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh gr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """rows: (B,) of the training set; pixels: (B, 3, H, W) of 0 to 255, channels last."""
+    """rows: (B,) of the training set; pixels: (B, 3, H, W) of 0 to 255, channels last; views: (B,) the number of each
+    image's view."""
 
     rows: NDArray[np.int64]
     pixels: Tensor
+    views: NDArray[np.int64]
 
 
 def rows_of(step: int, count: int, batch: int, seed: int) -> NDArray[np.int64]:
@@ -30,6 +33,52 @@ def rows_of(step: int, count: int, batch: int, seed: int) -> NDArray[np.int64]:
     return np.array([orders[at // count][at % count] for at in positions], np.int64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """How an image is altered. top, left, height, width: the crop, as shares of the image's sides; factors: of
+    brightness, contrast and saturation."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+    mirrored: bool
+    factors: tuple[float, float, float]
+
+
+def view(augment: Augment, keep: float, rng: np.random.Generator) -> View:
+    """A random view.
+
+    keep: share of each side that the student looks at when it is used; crops are that large, give or take.
+    """
+    least, most = keep * augment.crop, min(1.0, keep / augment.crop)
+    height, width = rng.uniform(least, most, 2)
+    top, left = rng.uniform(0, 1, 2) * (1 - height, 1 - width)
+    factors = rng.uniform(1 - augment.jitter, 1 + augment.jitter, 3)
+    return View(
+        top=float(top),
+        left=float(left),
+        height=float(height),
+        width=float(width),
+        mirrored=augment.flip and bool(rng.random() < 0.5),
+        factors=(float(factors[0]), float(factors[1]), float(factors[2])),
+    )
+
+
+def numbered(row: int, number: int, augment: Augment, keep: float, seed: int) -> View:
+    """One of the views of an image that come again and again."""
+    return view(augment, keep, np.random.default_rng((seed, 10, row, number)))
+
+
+def seen(image_HWC: NDArray[np.uint8], one: View, size: tuple[int, int]) -> Tensor:
+    """A view of an image with antialiasing, (1, 3, H, W) uint8; its colours come with `coloured`."""
+    tall, wide = image_HWC.shape[:2]
+    height, width = max(1, round(one.height * tall)), max(1, round(one.width * wide))
+    top, left = min(round(one.top * tall), tall - height), min(round(one.left * wide), wide - width)
+    part = to_pixels(image_HWC[None, top : top + height, left : left + width])
+    return shrink(part.flip(3) if one.mirrored else part, size)
+
+
 def make_batch(
     step: int,
     pixels_NHWC: NDArray[np.uint8],
@@ -38,28 +87,22 @@ def make_batch(
     augment: Augment,
     seed: int,
     keep: float = 1.0,
+    views: int = 0,
 ) -> Batch:
     """The augmented batch of one step: each image its own crop, mirror and colour.
 
-    keep: share of each side that the student looks at when it is used; crops are that large, give or take.
+    keep: as of `view`. views: how many each image has, another one in every epoch; 0 for a new one each time.
     """
     rng = np.random.default_rng((seed, 2, step))
     rows = rows_of(step, len(pixels_NHWC), batch, seed)
-    crops = [_crop(to_pixels(pixels_NHWC[row][None]), size, augment, keep, rng) for row in rows]
-    pixels = torch.cat(crops).to(torch.float32, memory_format=torch.channels_last)
-    return Batch(rows=rows, pixels=_jitter(pixels, augment.jitter, rng) if augment.jitter else pixels)
-
-
-def _crop(image: Tensor, size: tuple[int, int], augment: Augment, keep: float, rng: np.random.Generator) -> Tensor:
-    """A random crop resized with antialiasing, (1, 3, H, W) uint8."""
-    full_height, full_width = image.shape[-2:]
-    least, most = keep * augment.crop, min(1.0, keep / augment.crop)
-    height, width = (max(1, round(full * rng.uniform(least, most))) for full in (full_height, full_width))
-    top, left = rng.integers(0, full_height - height + 1), rng.integers(0, full_width - width + 1)
-    part = image[:, :, top : top + height, left : left + width]
-    if augment.flip and rng.random() < 0.5:
-        part = part.flip(3)
-    return shrink(part, size)
+    epochs = (step * len(rows) + np.arange(len(rows))) // len(pixels_NHWC)
+    numbers = epochs % views if views else np.zeros(len(rows), np.int64)
+    drawn = [
+        numbered(int(row), int(number), augment, keep, seed) if views else view(augment, keep, rng)
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    crops = [seen(pixels_NHWC[row], one, size) for row, one in zip(rows, drawn, strict=True)]
+    return Batch(rows=rows, pixels=coloured(torch.cat(crops), drawn), views=numbers)
 
 
 def shrink(pixels_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -81,11 +124,14 @@ def plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int], keep: float = 1
     )
 
 
-def _jitter(pixels_NCHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation, drawn per image from 1 ± strength; torchvision's take one value a call."""
-    draws = rng.uniform(1 - strength, 1 + strength, (3, len(pixels_NCHW), 1, 1, 1))
-    brightness, contrast, saturation = torch.from_numpy(draws.astype(np.float32))
-    pixels = pixels_NCHW * brightness
+def coloured(pixels_NCHW: Tensor, views: Sequence[View]) -> Tensor:
+    """Brightness, contrast and saturation of each view, (N, 3, H, W) float32; torchvision's take one value a call."""
+    pixels = pixels_NCHW.to(torch.float32, memory_format=torch.channels_last)
+    factors = torch.tensor([one.factors for one in views]).T.reshape(3, -1, 1, 1, 1)
+    if bool((factors == 1).all()):
+        return pixels
+    brightness, contrast, saturation = factors
+    pixels = pixels * brightness
     grey = (pixels * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     pixels = grey + (pixels - grey) * saturation
     mean = grey.mean(dim=(2, 3), keepdim=True)

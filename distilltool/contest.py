@@ -68,17 +68,17 @@ def mapped(
 
     gallery: put to the teacher's own vectors instead of compared among themselves.
     """
-    found = []
-    for strength in STRENGTHS:
-        predicted = np.zeros_like(targets_NE)
-        for fold in range(FOLDS):
-            inside = fold_N == fold
-            head = ridge.ridge(*_pair(features_NF[~inside], targets_NE[~inside]), strengths=(strength,))
-            x = torch.from_numpy(unit_rows(features_NF[inside]))
-            predicted[inside] = (x @ head.weight.T + head.bias).numpy()
-        predicted = unit_rows(predicted)
-        overlap = _overlap(targets_NE, predicted, targets_NE, fold_N, same=not gallery)
-        found.append(Score(overlap=overlap, strength=strength))
+    features = torch.from_numpy(unit_rows(features_NF))
+    predicted = {strength: np.zeros_like(targets_NE) for strength in STRENGTHS}
+    for fold in range(FOLDS):
+        inside = torch.from_numpy(fold_N == fold)
+        known = torch.from_numpy(targets_NE)[~inside]
+        for strength, made in ridge.predict(features[~inside], known, features[inside], STRENGTHS).items():
+            predicted[strength][fold_N == fold] = unit_rows(made.numpy())
+    found = [
+        Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=not gallery), strength=strength)
+        for strength, rows in predicted.items()
+    ]
     return max(found, key=lambda one: one.mean)
 
 
@@ -93,10 +93,6 @@ def unit_rows(rows_NF: NDArray[np.float32]) -> NDArray[np.float32]:
     length = np.linalg.norm(rows_NF, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = (rows_NF / np.maximum(length, 1e-12)).astype(np.float32)
     return scaled
-
-
-def _pair(features: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(unit_rows(features)), torch.from_numpy(targets)
 
 
 def _overlap(

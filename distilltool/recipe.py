@@ -49,6 +49,18 @@ class Mix:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """The student's own network before training, looking at larger images: what it makes of each augmented view is
+    known without asking anybody, and keeps the student general. weight: of 1 − cosine to it, only where the student
+    starts from pretrained weights; views: augmented views of each image, over and over, for which it is computed;
+    input: longer side of its images in pixels, 0 takes what ranks best."""
+
+    weight: float = 0.0
+    views: int = 8
+    input: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
     """crop: smallest side of a random crop as a share of the image; flip: mirror half of them;
     jitter: brightness, contrast and saturation change by up to this share."""
@@ -88,7 +100,8 @@ class Schedule:
 class Recipe:
     """All choices of one distillation. space: the student's vectors live in a space of their own, or can be
     compared with the teacher's. anchor: weight of 1 − cosine between the teacher's vectors and a linear map of the
-    student's features that is thrown away after training. validation: share of the images held out."""
+    student's features that is thrown away after training, from random weights; anchor_finetune: from pretrained ones.
+    validation: share of the images held out."""
 
     name: str
     description: str
@@ -96,10 +109,12 @@ class Recipe:
     student: StudentChoice
     space: Space = "own"
     mix: Mix = Mix()
+    reference: Reference = Reference()
     augment: Augment = Augment()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     anchor: float = 0.0
+    anchor_finetune: float = 0.0
     validation: float = 0.1
     seed: int = 0
 
@@ -116,6 +131,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "mix.ratio": (0, 64),
     "mix.alpha": (0.01, 100),
     "mix.width": (2, 64),
+    "reference.weight": (0, 1000),
+    "reference.views": (1, 1000),
+    "reference.input": (0, 2048),
     "augment.crop": (0.05, 1),
     "augment.jitter": (0, 1),
     "optimiser.lr": (1e-8, 10),
@@ -129,6 +147,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),
     "anchor": (0, 1000),
+    "anchor_finetune": (0, 1000),
     "validation": (0.02, 0.5),
     "seed": (0, 2**31 - 1),
 }

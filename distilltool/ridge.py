@@ -49,6 +49,28 @@ def ridge(features_NF: Tensor, targets_NE: Tensor, strengths: tuple[float, ...] 
     return best
 
 
+def predict(
+    known_NF: Tensor, targets_NE: Tensor, asked_MF: Tensor, strengths: tuple[float, ...]
+) -> dict[float, Tensor]:
+    """What ridge regression on some rows says of others, (M, E), for each strength.
+
+    The same as fitting a `Head` and applying it, by the N × N matrix of inner products: few rows of many features are
+    solved in a fraction of the time, and one eigendecomposition serves all strengths.
+    """
+    x, t, asked = known_NF.double(), targets_NE.double(), asked_MF.double()
+    mean_x, mean_t = x.mean(dim=0), t.mean(dim=0)
+    x, asked = x - mean_x, asked - mean_x
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    values = values.clamp(min=0)
+    scale = (values.sum() / x.shape[1]).clamp(min=1e-12)
+    inner, across = vectors.T @ (t - mean_t), asked @ x.T @ vectors
+    found = {}
+    for strength in strengths:
+        made: Tensor = (across / (values + strength * scale)) @ inner + mean_t
+        found[strength] = made.float()
+    return found
+
+
 def principal(features_NF: Tensor, dim: int) -> Tensor:
     """The `dim` directions that keep most of the features' inner products, (dim, F): uncentred PCA."""
     x = features_NF.double()

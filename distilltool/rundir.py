@@ -80,6 +80,10 @@ class RunDir:
         return self.root / "cache" / "pixels.npy"
 
     @property
+    def reference(self) -> Path:
+        return self.root / "cache" / "reference.npy"
+
+    @property
     def evaluations(self) -> Path:
         return self.root / "evaluations"
 

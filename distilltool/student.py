@@ -51,14 +51,12 @@ class Student(nn.Module):
         """Pooled features of the backbone, (N, width), at length 1."""
         return F.normalize(self.backbone(pixels_NCHW.float() * self.factor - self.shift), dim=1)
 
-    def forward(self, pixels_NCHW: Tensor) -> Tensor:
-        return F.normalize(self.head(self.features(pixels_NCHW) - self.centre), dim=1)
+    def centred(self, pixels_NCHW: Tensor) -> Tensor:
+        """Features less their mean, (N, width)."""
+        return self.features(pixels_NCHW) - self.centre
 
-    def anchored(self, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors as of `forward`, (N, D), and the same features brought onto the teacher's vectors, (N, E)."""
-        assert self.anchor is not None
-        features = self.features(pixels_NCHW) - self.centre
-        return F.normalize(self.head(features), dim=1), F.normalize(self.anchor(features), dim=1)
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        return F.normalize(self.head(self.centred(pixels_NCHW)), dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from distilltool import images, metrics
@@ -40,7 +41,8 @@ USUAL = 0.5  # the share that is taken where held-out images do not tell
 class Data:
     """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
     length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E). keep: share of each side of the training
-    images, the middle one, that the student looks at when it is used."""
+    images, the middle one, that the student looks at when it is used. reference: (N, V, F) what the untrained student
+    makes of larger views of each, at length 1."""
 
     pixels: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -48,6 +50,7 @@ class Data:
     held_targets: NDArray[np.float32]
     names: tuple[str, ...]
     keep: float = 1.0
+    reference: NDArray[np.float16] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -132,10 +135,13 @@ class _Trainer:
         self.finetune = finetune
         self.lr_name = "lr_finetune" if finetune else "lr"
         self.lr = recipe.optimiser.lr_finetune if finetune else recipe.optimiser.lr
+        self.anchor = recipe.anchor_finetune if finetune else recipe.anchor
         self.optimiser = _relative(student) if finetune else _adamw(student, self.lr, recipe.optimiser.weight_decay)
         self.scales = torch.ones(len(self.optimiser.param_groups))
         self.device = next(student.parameters()).device
         self.targets = torch.from_numpy(data.targets).to(self.device)
+        if data.reference is not None:
+            self.reference_centre = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
         self.loss = sum_of_losses(recipe, self.targets)
         self.bank: Bank | None = None
         if recipe.mix.ratio and recipe.mix.partners == "bank":
@@ -231,14 +237,19 @@ class _Trainer:
         )
 
     def _loss(self, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
-        """The recipe's losses over the joint batch, and the anchor on the images alone."""
-        pixels, rows = batch.pixels.to(self.device), torch.from_numpy(batch.rows)
+        """The recipe's losses over the joint batch, and on the images alone the anchor and the reference."""
+        rows = torch.from_numpy(batch.rows)
         teacher_BE = self.targets[rows.to(self.device)]
-        if self.student.anchor is None:
-            return self._joint(self.student(pixels), teacher_BE, batch, seed)
-        student_BD, anchored_BE = self.student.anchored(pixels)
-        joint = self._joint(student_BD, teacher_BE, batch, seed)
-        return joint + self.recipe.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
+        centred_BF = self.student.centred(batch.pixels.to(self.device))
+        loss = self._joint(F.normalize(self.student.head(centred_BF), dim=1), teacher_BE, batch, seed)
+        if self.student.anchor is not None:
+            anchored_BE = F.normalize(self.student.anchor(centred_BF), dim=1)
+            loss = loss + self.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
+        if self.data.reference is not None:
+            known_BF = torch.from_numpy(self.data.reference[batch.rows, batch.views].astype(np.float32))
+            known_BF = F.normalize(known_BF - self.reference_centre, dim=1).to(self.device)
+            loss = loss + self.recipe.reference.weight * (1 - F.cosine_similarity(centred_BF, known_BF).mean())
+        return loss
 
     def _joint(self, student_BD: Tensor, teacher_BE: Tensor, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
         """The losses over the images and what is mixed from them."""
@@ -252,10 +263,13 @@ class _Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
         recipe, data = self.recipe, self.data
+        views = 0 if data.reference is None else data.reference.shape[1]
         steps = iter(range(self.state.step, 1 << 40))
         return images.ahead(
             steps,
-            lambda step: make_batch(step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed, data.keep),
+            lambda step: make_batch(
+                step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed, data.keep, views
+            ),
             threads=1,
             depth=3,
         )

@@ -30,6 +30,7 @@ TORCH_OWNERS = (
     "ridge.py",
     "imported.py",
     "contest.py",
+    "reference.py",
     "candidates.py",
     "augment.py",
     "stages/distill.py",

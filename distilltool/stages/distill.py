@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import candidates, contest, images, imported, objective, ridge, search, students, train
+from distilltool import candidates, contest, images, imported, objective, reference, ridge, search, students, train
 from distilltool.augment import plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
@@ -35,6 +35,7 @@ MIN_IMAGES = 32
 MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
+Rows = NDArray[np.float32]
 NO_LIMIT = 1 << 62  # floating-point operations
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
@@ -44,13 +45,15 @@ CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics a
 class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
     of each side of an image that is looked at; mapped: a linear map onto the teacher's vectors is the start, by ridge
-    regression of this strength."""
+    regression of this strength; reference: longer side at which the untrained student is its own reference, 0 for none.
+    """
 
     spec: str
     input: int
     keep: float = 1.0
     mapped: bool = False
     strength: float | None = None
+    reference: int = 0
 
     def applied(self, recipe: Recipe) -> Recipe:
         """A recipe with this student."""
@@ -134,6 +137,7 @@ def distill(
         backbone = students.build(choice.spec, replace(start, input=choice.input))
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
+    data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
     student = _make_student(backbone, recipe, choice, data, run, progress)
     outcome = train.train(
         student,
@@ -311,7 +315,7 @@ class _Trial:
             return Choice(spec=self.recipe.student.spec, input=self.recipe.student.input, keep=fixed or 1.0)
         found = self._best_of(backbone, self.recipe.student.spec, self.recipe.student.input)
         self.progress.note(f"untrained: {_told(found)}")
-        return found.choice
+        return self._referred(backbone, found)
 
     def choose(self, side: int | None) -> Choice:
         """The student that ranks best untrained among those that cost a tenth of the teacher, or as `side` has it."""
@@ -331,11 +335,45 @@ class _Trial:
                 f"no student is at hand{': ' + refused[0] if refused else ''}",
                 "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE",
             )
-        found.sort(key=lambda pair: -pair[0].score.mean)
+        found.sort(key=lambda found: -found[0].score.mean)
         for place, (scored, one) in enumerate(found):
             said = "taken" if place == 0 else "runner-up"
             self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image")
-        return found[0][0].choice
+        taken = found[0][0]
+        spec, longer = taken.choice.spec, taken.choice.input
+        return self._referred(students.build(spec, replace(self.start, input=longer)), taken)
+
+    def _referred(self, backbone: Backbone, scored: _Scored) -> Choice:
+        """The choice, with the larger size at which the same network ranks better, where there is one."""
+        choice, how = scored.choice, self.recipe.reference
+        if not how.weight:
+            return choice
+        best, side = contest.as_they_are(*self._looked(backbone, choice.input, choice.keep)), 0
+        for larger in [how.input] if how.input else reference.sides(choice.input, backbone.native):
+            try:
+                score = contest.as_they_are(*self._looked(backbone, larger, choice.keep))
+            except (AssertionError, RuntimeError):  # networks that torch or timm build for one size alone
+                continue
+            if score.beats(best):
+                best, side = score, larger
+        if side:
+            self.progress.note(f"its own reference at {side} px, where it keeps {100 * best.mean:.0f} % of the top-10")
+        return replace(choice, reference=side)
+
+    def _looked(self, backbone: Backbone, side: int, keep: float) -> tuple[Rows, Rows, NDArray[np.int64]]:
+        """Features at a size, the teacher's vectors and the folds."""
+        size = imported.scaled(self.seen_by.size, side)
+        pixels = self._pixels(size, keep)
+        features = embed(Student(backbone, 0, bias=False), plain(pixels, size, keep), features=True)
+        return features, self.targets, contest.folds(self.targets, self.recipe.seed)
+
+    def _pixels(self, size: tuple[int, int], least: float) -> NDArray[np.uint8]:
+        """The images judged on, whole, so large that this share of their sides is a student's image."""
+        height, width = (round(one / least) for one in size)
+        pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
+        if lost:
+            raise _spoilt(lost[0].path, lost[0].reason)
+        return pixels
 
     def _candidates(self, side: int | None) -> list[Candidate]:
         source, longest = self.start.source, max(self.seen_by.size)
@@ -348,10 +386,7 @@ class _Trial:
         """The best part of the image to look at, and the best way to start."""
         fixed, size = self.recipe.student.crop_pct, imported.scaled(self.seen_by.size, side)
         keeps = (fixed,) if fixed else KEEPS
-        height, width = (round(one / min(keeps)) for one in size)
-        pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
-        if lost:
-            raise _spoilt(lost[0].path, lost[0].reason)
+        pixels = self._pixels(size, min(keeps))
         fold = contest.folds(self.targets, self.recipe.seed)
         student = Student(backbone, 0, bias=False)
         best: _Scored | None = None
@@ -390,6 +425,32 @@ def _told(scored: _Scored) -> str:
     return f"{choice.spec} at {choice.input} px keeps {100 * scored.score.mean:.0f} % of the top-10{how}{looks}"
 
 
+def _with_reference(
+    data: Data,
+    backbone: Backbone,
+    answered: Answered,
+    held: NDArray[np.bool_],
+    seen_by: Preprocess,
+    choice: Choice,
+    recipe: Recipe,
+    run: RunDir,
+    seconds: float | None,
+    progress: Progress,
+) -> Data:
+    """The data, and what the untrained student makes of larger views where it is its own reference."""
+    if not choice.reference:
+        return data
+    photos = [photo for photo, out in zip(answered.photos, held, strict=True) if not out]
+    student = Student(backbone, 0, bias=False).to(_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    larger = seen_by.at(imported.scaled(seen_by.size, choice.reference))
+    made = reference.known(run.reference, student, photos, larger, recipe, choice.keep, seconds, progress)
+    return replace(data, reference=made)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _make_student(
     backbone: Backbone, recipe: Recipe, choice: Choice, data: Data, run: RunDir, progress: Progress
 ) -> Student:
@@ -398,9 +459,10 @@ def _make_student(
     dim = width if choice.mapped or recipe.space == "teacher" else recipe.student.dim
     maps = dim == width and (choice.mapped or recipe.space == "teacher")
     student = Student(backbone, dim, bias=maps)
-    if recipe.anchor:
+    anchor = recipe.anchor if backbone.start == "scratch" else recipe.anchor_finetune
+    if anchor:
         student.anchor = torch.nn.Linear(backbone.width, width)
-    student.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student.to(_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.checkpoint.exists():  # everything below would be overwritten
         return student
     if backbone.start == "scratch":
@@ -409,7 +471,7 @@ def _make_student(
     with torch.no_grad():
         student.centre.copy_(features.mean(dim=0))
     features = features - features.mean(dim=0)
-    if maps or recipe.anchor:
+    if maps or anchor:
         strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
         head = ridge.ridge(features, torch.from_numpy(data.targets), strengths)
         progress.note(f"closed-form head: ridge {head.strength:.2g}, leave-one-out cosine {head.cosine:.3f}")

@@ -4,7 +4,7 @@ Each file holds one function `kind(name, start) -> Backbone`; everything after t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -35,7 +35,8 @@ class Backbone:
     """A network from normalised images, (N, 3, H, W) float, to pooled features (N, width).
 
     mean, std: of pixels / 255 in RGB. start: where the weights came from, "scratch" where from nowhere. architecture:
-    the graph without its weights' numbers, for networks that no library can rebuild by name.
+    the graph without its weights' numbers, for networks that no library can rebuild by name. native: longer side in
+    pixels of the images it was trained on, 0 where unknown or where the teacher itself would be run at it.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Backbone:
     std: tuple[float, float, float]
     start: str
     architecture: bytes | None = None
+    native: int = 0
 
 
 def build(spec: str, start: Start) -> Backbone:
@@ -58,14 +60,18 @@ def build(spec: str, start: Start) -> Backbone:
     return backbone
 
 
-def grown(settings: Mapping[str, str], start: Start) -> Backbone:
-    """A backbone made of the graph of `start.source`, as the settings of its spec ask."""
+def grown(settings: Mapping[str, str], start: Start, *, whole_teacher: bool = False) -> Backbone:
+    """A backbone made of the graph of `start.source`, as the settings of its spec ask.
+
+    whole_teacher: it is the teacher's own, all of it: at its native size it would be the teacher, asked for nothing.
+    """
     if start.weights is not None:
         raise DistillError("a student made of an ONNX file has its weights already", "leave --weights away")
     assert start.source is not None  # opened before anything is built
     made = imported.backbone(start.source, imported.part_of(settings), start.input)
     share = f", up to {made.cut.name} ({100 * made.cut.share:.0f} % of its work)" if settings.get("cut") else ""
-    return _backbone(made.module, f"the weights of {start.source.name}{share}", made.architecture)
+    made_of = _backbone(made.module, f"the weights of {start.source.name}{share}", made.architecture)
+    return replace(made_of, native=0 if whole_teacher else max(start.source.preprocess.size))
 
 
 def rebuilt(architecture: bytes, start: str) -> Backbone:

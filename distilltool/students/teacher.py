@@ -6,4 +6,5 @@ from distilltool.students import Backbone, Start, grown
 
 def teacher(name: str, start: Start) -> Backbone:
     """The teacher's graph with its weights: `teacher`, `teacher:cut=0.6`, `teacher:cut=TENSOR`."""
-    return grown(sources.settings(name), start)
+    settings = sources.settings(name)
+    return grown(settings, start, whole_teacher="cut" not in settings)

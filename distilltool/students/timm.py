@@ -37,7 +37,10 @@ def timm(name: str, start: Start) -> Backbone:
         _load(module, found)
         said = f"pretrained {cfg['hf_hub_id']}"
     width = _width(module, name, start.input)
-    return Backbone(module=module, width=width, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), start=said)
+    native = max(cfg["input_size"][1:]) if said != "scratch" else 0
+    return Backbone(
+        module=module, width=width, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), start=said, native=native
+    )
 
 
 def _library() -> Any:
