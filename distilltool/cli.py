@@ -236,8 +236,8 @@ def distill(
             metavar="PIXELS|NAME=VALUE",
             default_factory=list,
             show_default=False,
-            help="A number: longer side of the student's images (default: the recipe's). A NAME=VALUE: the teacher's "
-            "input beside the image, e.g. training=false; may be repeated.",
+            help="A number: longer side of the student's images (default: the recipe's; with auto, what fits). A "
+            "NAME=VALUE: the teacher's input beside the image, e.g. training=false; may be repeated.",
         ),
     ],
     images: Images = None,
@@ -253,7 +253,9 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND:NAME", help="The student, e.g. timm:resnet18. (default: the recipe's)", show_default=False
+            metavar="SPEC",
+            help="The student: auto, teacher, teacher:cut=0.6, onnx:FILE, timm:NAME. (default: the recipe's, auto)",
+            show_default=False,
         ),
     ] = None,
     weights: Annotated[

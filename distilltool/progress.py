@@ -5,9 +5,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """One piece of work at a time, with a rate; a total of 0 is not known beforehand. A `note` stays on the screen."""
+    """One piece of work at a time, with a rate; a total of 0 is not known beforehand. A `note` stays on the screen.
 
-    def begin(self, what: str, total: int, unit: str) -> None: ...
+    begin: done is what was done before, at another time. expect: the total turns out to be another.
+    """
+
+    def begin(self, what: str, total: int, unit: str, done: int = 0) -> None: ...
+    def expect(self, total: int) -> None: ...
     def advance(self, amount: int = 1, detail: str = "") -> None: ...
     def end(self) -> None: ...
     def note(self, message: str) -> None: ...
@@ -17,7 +21,10 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing, for the library; notes and warnings go to the logger `distilltool`."""
 
-    def begin(self, what: str, total: int, unit: str) -> None:
+    def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
+        pass
+
+    def expect(self, total: int) -> None:
         pass
 
     def advance(self, amount: int = 1, detail: str = "") -> None:

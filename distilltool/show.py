@@ -38,7 +38,7 @@ SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar
 
 @dataclass(kw_only=True, slots=True)
 class _Work:
-    """One piece of work in progress; times in seconds of the monotonic clock."""
+    """One piece of work in progress; times in seconds of the monotonic clock. before: done at another time."""
 
     what: str
     total: int
@@ -46,16 +46,17 @@ class _Work:
     began: float
     said: float
     done: int = 0
+    before: int = 0
 
     def rate(self) -> str:
         seconds = time.monotonic() - self.began
-        return f"{self.done / seconds:.1f}/s" if seconds > 0 else ""
+        return f"{(self.done - self.before) / seconds:.1f}/s" if seconds > 0 else ""
 
     def line(self, detail: str) -> str:
         """Progress as a plain line, for logs."""
         if not self.total:
             return f"{self.what}: {self.done:,} {self.unit}, {self.rate()}"
-        left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done)
+        left = (self.total - self.done) * (time.monotonic() - self.began) / max(1, self.done - self.before)
         rest = f", {detail}" if detail else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self.rate()}, {_duration(left)} left{rest}"
 
@@ -70,15 +71,22 @@ class Show:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def begin(self, what: str, total: int, unit: str) -> None:
+    def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.end()
         if self._quiet:
             return
-        self._work = _Work(what=what, total=total, unit=unit, began=time.monotonic(), said=time.monotonic())
+        now = time.monotonic()
+        self._work = _Work(what=what, total=total, unit=unit, began=now, said=now, done=done, before=done)
         if self._console.is_terminal:
             self._bar = Progress(*_columns(total), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(_safe(what), total=total or None, rate="", detail="")
+            self._task = self._bar.add_task(_safe(what), total=total or None, completed=done, rate="", detail="")
+
+    def expect(self, total: int) -> None:
+        if self._work is not None:
+            self._work.total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         work = self._work

@@ -32,6 +32,7 @@ from distilltool.student import Student, embed
 
 TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
 SETTLE = 3
+PACE = 24  # steps from whose time the rest is forecast again
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 USUAL = 0.5  # the share that is taken where held-out images do not tell
@@ -60,7 +61,8 @@ class Data:
 
 @dataclass(kw_only=True, slots=True)
 class State:
-    """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now."""
+    """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now; look: the
+    step after which fidelity is looked at next."""
 
     step: int = 0
     total: int = 0
@@ -70,6 +72,7 @@ class State:
     stale: int = 0
     seconds: float = 0.0
     evaluation_seconds: float = 1.0
+    look: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +168,7 @@ class _Trainer:
             if self.bank is not None:
                 self.bank.student.copy_(_as_seen(self.student, self.data))
         self.student.train()
-        self._begin()
+        self.progress.begin("training", self._planned(), "steps", self.state.step)
         with stop_gently() as wish:
             stopped = self._steps(wish)
         self.progress.end()
@@ -174,11 +177,6 @@ class _Trainer:
     def _planned(self) -> int:
         """Steps in all, or the few that are timed first."""
         return self.state.total if self.seconds is None or self.state.fitted else SETTLE + TIMED
-
-    def _begin(self) -> None:
-        what = "training" if self.seconds is None or self.state.fitted else "timing steps"
-        self.progress.begin(what, self._planned(), "steps")
-        self.progress.advance(self.state.step)
 
     def _steps(self, wish: StopWish) -> str:
         batches = self._batches()
@@ -189,16 +187,20 @@ class _Trainer:
             timed.append(time.perf_counter() - began)
             if self.seconds is not None and not self.state.fitted and len(timed) == SETTLE + TIMED:
                 self.state.total = self._steps_that_fit(float(np.median(timed[SETTLE:])))
-                self.state.fitted = True
-                self._begin()
-            every = max(1, self.state.total // self.recipe.schedule.evaluations)
+                self.state.fitted, self.state.look = True, 0
+                self.progress.expect(self.state.total)
             self.state.seconds = time.perf_counter() - self.clock
             out_of_time = self.seconds is not None and self.state.seconds > self.seconds
             last = self.state.step == self.state.total or out_of_time
-            if self.state.step % every == 0 or last:
+            looked = last or self.state.step >= self._next_look()
+            if looked:
                 self._evaluate(cast(Student, self.average.module))
                 self.student.train()
-            if wish.wanted or self.state.step % every == 0:
+                self.state.look = 0
+                if self.state.fitted and not last:  # a machine that others use too changes its pace
+                    self.state.total = self._steps_that_fit(float(np.median(timed[-PACE:])))
+                    self.progress.expect(self.state.total)
+            if wish.wanted or looked:
                 self._save_checkpoint()
             if wish.wanted:
                 raise Interrupted(
@@ -209,6 +211,13 @@ class _Trainer:
             if self.state.stale >= self.recipe.schedule.patience and self.state.step > self.state.total // 2:
                 return f"no better for {self.state.stale} evaluations"
         return "all steps are done"
+
+    def _next_look(self) -> int:
+        """The step after which fidelity is looked at; settled when the one before has been."""
+        if not self.state.look:
+            every = max(1, self.state.total // self.recipe.schedule.evaluations)
+            self.state.look = (max(self.state.step - 1, 0) // every + 1) * every
+        return self.state.look
 
     def _step(self, batch: Batch) -> None:
         step = self.state.step
@@ -278,8 +287,14 @@ class _Trainer:
         """Steps for the time that is left, evaluations included."""
         assert self.seconds is not None
         left = self.seconds - (time.perf_counter() - self.clock)
-        left -= (self.recipe.schedule.evaluations + 1) * self.state.evaluation_seconds
+        looks = self.recipe.schedule.evaluations
+        left -= (looks * max(0.0, 1 - self._elapsed()) + 1) * self.state.evaluation_seconds
         return self.state.step + max(1, int(0.98 * left / step_seconds))
+
+    def _elapsed(self) -> float:
+        """Share of the time budget that is gone."""
+        assert self.seconds is not None
+        return (time.perf_counter() - self.clock) / self.seconds
 
     def _scores(self, student: Student) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)

@@ -347,7 +347,8 @@ def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_be
 @pytest.mark.slow
 def test_mixing_with_the_bank_goes_on_bit_for_bit_too(run_dir: Path, work: Path) -> None:
     """What the student's side of the bank remembers is in the checkpoint: without it the weights would differ."""
-    flags = [*SMALL_FLAGS, "--set", "mix.partners=bank", "--set", "mix.width=3", "--store", str(work / "ledger.sqlite")]
+    mixed = [word for one in ("ratio=1", 'partners="bank"', "width=3") for word in ("--set", f"mix.{one}")]
+    flags = [*SMALL_FLAGS, *mixed, "--store", str(work / "ledger.sqlite")]
     words = ["distilltool", "distill", str(work / "teacher.onnx"), str(work / "imgs"), *flags, "--out"]
     whole, stopped = work / "bank-whole", work / "bank-stopped"
     code, _, err = run(work, *words[1:], str(whole))

@@ -346,10 +346,10 @@ class _Trial:
     def _referred(self, backbone: Backbone, scored: _Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
         choice, how = scored.choice, self.recipe.reference
-        if not how.weight:
-            return choice
+        if not how.weight or how.input:
+            return replace(choice, reference=how.input if how.weight else 0)
         best, side = contest.as_they_are(*self._looked(backbone, choice.input, choice.keep)), 0
-        for larger in [how.input] if how.input else reference.sides(choice.input, backbone.native):
+        for larger in reference.sides(choice.input, backbone.native):
             try:
                 score = contest.as_they_are(*self._looked(backbone, larger, choice.keep))
             except (AssertionError, RuntimeError):  # networks that torch or timm build for one size alone

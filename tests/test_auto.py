@@ -1,0 +1,105 @@
+"""Students that are chosen: parts of the teacher at the asked cost, judged untrained, the same again after a stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders import onnx_teacher, photo_folder
+from test_chain import PRE, PRE_FLAGS, interrupted, run
+from test_exports import export, network
+
+import distilltool
+from distilltool import candidates, sources
+from distilltool.anatomy import dissect
+from distilltool.errors import DistillError
+from distilltool.progress import Silent
+from distilltool.sources import Source
+from distilltool.teacher import TeacherOptions, open_teacher
+from distilltool.train import read_weights
+
+pytestmark = pytest.mark.slow
+SIDE = 96
+QUICK = ["schedule.epochs=2", "schedule.batch=16", "schedule.evaluations=2"]
+FLAGS = [*PRE_FLAGS, "--input", "64", *[word for one in QUICK for word in ("--set", one)], "--store", "ledger.sqlite"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolutional teacher, exported as users do it, and photographs."""
+    root = tmp_path_factory.mktemp("auto")
+    export(network("mobilenetv3_small_050", 0), root / "teacher.onnx", torch.rand(2, 3, SIDE, SIDE), new=False)
+    photo_folder(root / "imgs", 60)
+    return root
+
+
+def source_of(path: Path) -> Source:
+    """The teacher as a student's source."""
+    teacher = open_teacher(path, TeacherOptions(preprocess=tuple(PRE)))
+    found = sources.open_source("teacher", teacher, False, [], Silent())
+    assert found is not None
+    return found
+
+
+def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
+    source = source_of(work / "teacher.onnx")
+    whole = candidates.total(source)
+    assert whole == dissect(work / "teacher.onnx", TeacherOptions()).flops
+    found = candidates.of_teacher(source, whole // 2, None)
+    assert found and all(one.flops <= whole // 2 and 64 <= one.input <= SIDE for one in found)
+    assert found[0].spec == "teacher" and all(one.spec.startswith("teacher:cut=") for one in found[1:])
+    assert len({one.spec for one in found}) == len(found)
+    assert candidates.of_teacher(source, whole // 1000, None) == []
+    asked = candidates.of_teacher(source, 1, 80)  # a side that is asked for is taken whatever it costs
+    assert asked and {one.input for one in asked} == {80}
+
+
+def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    code, out, err = run(work, "distill", "teacher.onnx", "imgs", *FLAGS, "--out", "auto", "--json")
+    assert code == 0, err
+    flat = " ".join(err.split())
+    assert flat.count("runner-up: teacher") >= 2 and "taken: teacher" in flat and "scratch" not in flat
+    report = json.loads(out)
+    chosen = json.loads((work / "auto" / "choice.json").read_text())
+    assert report["student"]["spec"] == chosen["spec"] and report["student"]["input"] == [64, 64]
+    assert report["student"]["start"].startswith("the weights of teacher.onnx")
+    (work / "teacher.onnx").rename(work / "away.onnx")
+    try:  # the run holds all that the student is
+        student = distilltool.load_student("auto")
+        assert student.dim == report["student"]["dim"]
+    finally:
+        (work / "away.onnx").rename(work / "teacher.onnx")
+
+
+def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reference too: what it knows of each view is made once and read again."""
+    monkeypatch.chdir(work)
+    flags = [*FLAGS, "--student", "onnx:teacher.onnx,preprocess=unit", "--set", "reference.input=96"]
+    words = ["distilltool", "distill", "teacher.onnx", "imgs", *flags, "--out"]
+    code, _, err = run(work, *words[1:], "whole")
+    assert code == 0, err
+    first = interrupted([*words, "stopped"], "distilltool.train", "_Trainer", "_step", call=3)
+    assert first.returncode == 130, first.stderr
+    code, _, err = run(work, *words[1:], "stopped")
+    assert code == 0 and "going on from step 3" in " ".join(err.split())
+    assert json.loads((work / "whole" / "choice.json").read_text())["reference"] == 96
+    whole, stopped = (read_weights(work / name / "student.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
+
+
+def test_nothing_at_hand_is_an_error_and_never_a_start_from_scratch(tmp_path: Path) -> None:
+    """A teacher too small to be cut, no weights on the machine: one line that says what to name."""
+    onnx_teacher(tmp_path / "teacher.onnx", size=(48, 48), dim=24)
+    photo_folder(tmp_path / "imgs", 50)
+    with pytest.raises(DistillError, match="no student is at hand") as found:
+        distilltool.distill(
+            tmp_path / "teacher.onnx",
+            tmp_path / "imgs",
+            out=tmp_path / "run",
+            store=tmp_path / "ledger.sqlite",
+            preprocess=PRE,
+        )
+    assert "--student timm:NAME" in found.value.fix

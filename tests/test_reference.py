@@ -1,0 +1,103 @@
+"""What the untrained student makes of larger views: the same views, the same network, once a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import drawn, photo_folder
+from torch.nn import functional as F
+
+from distilltool import recipe as recipes
+from distilltool import reference
+from distilltool.augment import coloured, make_batch, numbered, seen, shrink
+from distilltool.deploy import open_rgb
+from distilltool.errors import DistillError
+from distilltool.images import Photo, digest
+from distilltool.preprocess import Preprocess
+from distilltool.progress import Silent
+from distilltool.recipe import Augment
+from distilltool.student import Student, to_pixels
+from distilltool.students import Start, build
+
+HOW = Preprocess(size=(64, 64), layout="NHWC", dtype="uint8")
+
+
+def a_student() -> Student:
+    """A small network with weights from nowhere."""
+    return Student(build("timm:test_efficientnet", Start(input=32, seed=3)), 0, bias=False).eval()
+
+
+def photos(folder: Path, count: int) -> list[Photo]:
+    """Drawn photographs and their digests."""
+    return [Photo(path=one, sha256=bytes.fromhex(digest(one))) for one in photo_folder(folder, count)]
+
+
+def test_the_larger_side_is_the_native_one_or_between() -> None:
+    assert reference.sides(128, 224) == [176, 224]
+    assert reference.sides(200, 224) == []
+    assert reference.sides(224, 224) == [] and reference.sides(128, 0) == []
+
+
+def test_a_numbered_view_is_the_same_at_every_size() -> None:
+    """The student's crop and its reference's show the same part of the image, mirrored or not."""
+    image = np.asarray(drawn(1, (256, 256)))
+    augment = Augment(crop=0.5, jitter=0.0)
+    for number in range(8):
+        one = numbered(4, number, augment, 0.9, seed=0)
+        small, large = seen(image, one, (32, 32)).float(), seen(image, one, (128, 128))
+        assert (small - shrink(large, (32, 32)).float()).abs().mean() < 2.5
+        other = seen(image, numbered(4, number + 1, augment, 0.9, seed=0), (32, 32)).float()
+        assert (small - other).abs().mean() > 5
+
+
+def test_batches_take_another_view_in_every_epoch_and_come_round() -> None:
+    pixels = np.stack([np.asarray(drawn(number, (40, 40))) for number in range(6)])
+    made = [make_batch(step, pixels, (32, 32), 6, Augment(), 0, views=3) for step in range(4)]
+    assert [set(one.views.tolist()) for one in made] == [{0}, {1}, {2}, {0}]
+    back = {int(row): at for at, row in enumerate(made[3].rows)}
+    again = made[3].pixels[[back[int(row)] for row in made[0].rows]]
+    torch.testing.assert_close(made[0].pixels, again)
+    assert (made[0].pixels - made[1].pixels[[made[1].rows.tolist().index(r) for r in made[0].rows]]).abs().mean() > 3
+
+
+def test_what_is_known_of_a_view_is_what_the_network_makes_of_it(tmp_path: Path) -> None:
+    student, recipe = a_student(), recipes.load("best", ["reference.views=3"])
+    found = photos(tmp_path / "imgs", 5)
+    known = reference.known(tmp_path / "known.npy", student, found, HOW, recipe, 0.9, None, Silent())
+    assert known.shape == (5, 3, student.width) and known.dtype == np.float16
+    whole = HOW.at((71, 71))
+    with torch.inference_mode():
+        for row, photo in enumerate(found):
+            image = whole.prepare(open_rgb(photo.path))
+            for number in range(3):
+                one = numbered(row, number, recipe.augment, 0.9, recipe.seed)
+                expected = student.features(coloured(seen(image, one, (64, 64)), [one]))[0]
+                assert F.cosine_similarity(expected, torch.tensor(known[row, number]).float(), dim=0) > 0.9999
+    stamp = (tmp_path / "known.npy").stat().st_mtime_ns
+    reference.known(tmp_path / "known.npy", student, found, HOW, recipe, 0.9, None, Silent())
+    assert (tmp_path / "known.npy").stat().st_mtime_ns == stamp
+
+
+def test_fewer_views_are_made_where_time_is_short(tmp_path: Path) -> None:
+    student, recipe = a_student(), recipes.load("best", ["reference.views=8"])
+    found = photos(tmp_path / "imgs", 4) * 50
+    known = reference.known(tmp_path / "known.npy", student, found, HOW, recipe, 1.0, 0.05, Silent())
+    assert known.shape[1] == 1
+
+
+def test_an_image_that_is_gone_is_said(tmp_path: Path) -> None:
+    found = photos(tmp_path / "imgs", 3)
+    found[1].path.unlink()
+    with pytest.raises(DistillError, match="photo0001"):
+        recipe = recipes.load("best", ["reference.views=1"])
+        reference.known(tmp_path / "known.npy", a_student(), found, HOW, recipe, 1.0, None, Silent())
+
+
+def test_centred_features_are_what_vectors_are_made_of() -> None:
+    student = a_student()
+    pixels = to_pixels(np.stack([np.asarray(drawn(number, (32, 32))) for number in range(4)]))
+    with torch.no_grad():
+        student.centre.copy_(student.features(pixels).mean(dim=0))
+        vectors, plain = student(pixels), student.features(pixels)
+    torch.testing.assert_close(vectors, F.normalize(plain - plain.mean(dim=0), dim=1))
