@@ -145,6 +145,7 @@ def distill(
     weights: str | Path | None = None,
     time_budget: float | None = None,
     changes: Sequence[str] = (),
+    space: str | None = None,
     seed: int | None = None,
     restart: bool = False,
     store: str | Path = STORE,
@@ -166,7 +167,8 @@ def distill(
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
 
     teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
-    `key=value` of the recipe. dim: length of the student's vectors.
+    `key=value` of the recipe. dim: length of the student's vectors. space: "teacher" for vectors that can be compared
+    with the teacher's, "own" for a space of the student's own; None is the recipe's.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
     from distilltool import students
@@ -175,6 +177,8 @@ def distill(
 
     watch = progress or Silent()
     chosen = _choose(recipe, changes, student, input_size, dim, seed)
+    if space is not None:
+        chosen = stage.in_space(chosen, space)
     stage.check(chosen)
     if weights is not None and not Path(weights).is_file():
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")

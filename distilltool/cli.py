@@ -283,6 +283,14 @@ def distill(
             show_default=False,
         ),
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="own|teacher",
+            help="teacher: its vectors can be compared with the teacher's. (default: the recipe's)",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of everything random. (default: the recipe's)", show_default=False)
     ] = None,
@@ -323,6 +331,7 @@ def distill(
             weights=weights,
             time_budget=seconds,
             changes=change or (),
+            space=space,
             seed=seed,
             restart=restart,
             store=store,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from distilltool import extensions
 from distilltool.errors import DistillError
-from distilltool.recipe import LossTerm, Recipe
+from distilltool.recipe import LossTerm, Recipe, Space
 
+DRAWN = 5.0  # weight of regression beside the losses of a recipe that is not made for the teacher's space
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # student (M, D), teacher (M, E), rows of the bank (M,) → scalar
 
 
@@ -65,6 +66,25 @@ def _found(term: LossTerm) -> _Term:
             )
     asks = tuple(one for one in ("bank_KE", "rows_M") if one in inspect.signature(function).parameters)
     return _Term(function=function, weight=term.weight, options=term.options, asks=asks)
+
+
+def in_space(recipe: Recipe, space: Space) -> Recipe:
+    """The recipe for vectors in the teacher's space, or in one of their own.
+
+    In the teacher's, `regression` is added where no loss draws vectors there; in the student's own, what compares the
+    two is left out. Raises DistillError where nothing is left then.
+    """
+    needs = [term.needs_teacher_space for term in _terms(recipe)]
+    if space == "teacher":
+        drawn = () if any(needs) else (LossTerm(name="regression", weight=DRAWN),)
+        return replace(recipe, space=space, loss=(*recipe.loss, *drawn))
+    left = tuple(term for term, one in zip(recipe.loss, needs, strict=True) if not one)
+    if not left:
+        raise DistillError(
+            f"every loss of the recipe {recipe.name} compares the student with the teacher's vectors",
+            "use --recipe best, or leave --space own away",
+        )
+    return replace(recipe, space=space, loss=left)
 
 
 def check_losses(recipe: Recipe, same_space: bool) -> None:

@@ -30,6 +30,7 @@ FLAGS = {
         "--student",
         "--weights",
         "--dim",
+        "--space",
         "--time-budget",
         "--set",
         "--seed",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilltool import extensions, recipe, relations
+from distilltool import extensions, objective, recipe, relations
 from distilltool.errors import DistillError
 from distilltool.objective import check_losses, sum_of_losses
 
@@ -635,3 +635,16 @@ def test_the_sum_weighs_and_hands_on_what_is_asked_for() -> None:
     wanted = 0.5 * loss_of("kl")(student, teacher, tau=0.3)
     wanted = wanted + 2 * loss_of("csd")(student, teacher, bank_KE=bank, rows_M=rows, neighbours=3)
     torch.testing.assert_close(sum_of_losses(both, bank)(student, teacher, rows), wanted)
+
+
+def test_a_recipe_moves_between_the_spaces() -> None:
+    """Into the teacher's: something draws vectors there. Out of it: what compares the two is left out."""
+    own = recipe.load("best")
+    moved = objective.in_space(own, "teacher")
+    assert [term.name for term in moved.loss] == ["kl", "regression"] and moved.space == "teacher"
+    objective.check_losses(moved, True)
+    assert objective.in_space(moved, "own").loss == own.loss
+    drawn = recipe.load("csd")
+    assert objective.in_space(drawn, "teacher") == drawn
+    with pytest.raises(DistillError, match="every loss of the recipe csd"):
+        objective.in_space(drawn, "own")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from distilltool.candidates import Candidate
 from distilltool.choice import Describe
 from distilltool.contest import Score
 from distilltool.embedder import Teacher
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, Exit
 from distilltool.images import Photo, workers
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
-from distilltool.recipe import Recipe
+from distilltool.recipe import Recipe, Space
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
@@ -84,6 +84,14 @@ def check(recipe: Recipe) -> None:
             "--dim and the teacher's space exclude each other: its vectors have its dimension",
             "leave --dim away, or use --set space=own",
         )
+
+
+def in_space(recipe: Recipe, space: str) -> Recipe:
+    """The recipe in the space that is asked for."""
+    for known in get_args(Space):
+        if space == known:
+            return objective.in_space(recipe, known)
+    raise DistillError(f"there is no space {space!r}", f"use {' or '.join(get_args(Space))}", Exit.USAGE)
 
 
 def check_student(recipe: Recipe, backbone: Backbone) -> None:
