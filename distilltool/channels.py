@@ -6,7 +6,7 @@ known to keep channels apart fixes those that come into it: they stay, so that w
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,8 +198,10 @@ class _Walk(fx.Interpreter):
         for _, axis in self._given(n):
             self.found.fix(axis.ids.tolist(), why)
 
-    def _unknown(self, n: fx.Node, why: str | None = None) -> None:
+    def _unknown(self, n: fx.Node, why: str | None = None) -> Axis | None:
+        """What comes in stays, and what comes out holds no channels."""
         self._fix(n, why or f"the operation {getattr(n.target, '__name__', n.target)}")
+        return None
 
     def _constant(self, path: str, made: Any) -> Axis | None:
         """Numbers held beside the layers: biases, scales, places; channels stand along what is usual."""
@@ -312,10 +314,11 @@ class _Walk(fx.Interpreter):
             return None
         node, axis = given[0]
         rank = self.env[node].ndim
-        named = n.kwargs.get("dim", n.args[2] if n.target is torch.linalg.vector_norm else _second(n))
+        place = 2 if n.target is torch.linalg.vector_norm else 1
+        named: Any = n.kwargs.get("dim", n.args[place] if len(n.args) > place else None)
         if not isinstance(named, int | tuple | list):
             return None if made.ndim == 0 else self._unknown(n)
-        dims = {int(one) % rank for one in ([named] if isinstance(named, int) else named)}  # type: ignore[call-overload]
+        dims = {one % rank for one in ([named] if isinstance(named, int) else named)}
         if axis.at in dims:
             return None
         gone = sum(one < axis.at for one in dims) if made.ndim < rank else 0
@@ -323,12 +326,15 @@ class _Walk(fx.Interpreter):
 
     def _moved(self, n: fx.Node, made: Any) -> Any:
         """The same move, made by the numbers of the channels."""
-        if not self._given(n) or (n.target is operator.getitem and isinstance(self.axes.get(n.all_input_nodes[0]), tuple)):
-            axes = self.axes.get(n.all_input_nodes[0]) if n.all_input_nodes else None
-            return axes[n.args[1]] if isinstance(axes, tuple) else None
-        function: Callable[..., Any] = n.target  # type: ignore[assignment]
-        args, kwargs = (fx.node.map_arg(one, self._numbered) for one in (n.args, n.kwargs))
-        numbered = function(*args, **kwargs)
+        if not self._given(n):
+            return None
+        source = self.axes.get(n.all_input_nodes[0])
+        if isinstance(source, tuple):  # one of several results
+            index: Any = n.args[1]
+            return source[index]
+        function: Any = n.target
+        args: Any = fx.node.map_arg(n.args, self._numbered)
+        numbered = function(*args, **n.kwargs)
         several = numbered if isinstance(numbered, tuple | list) else (numbered,)
         axes = tuple(self._along(one) for one in several)
         if any(axis is None and not bool((one == NONE).all()) for axis, one in zip(axes, several, strict=True)):
@@ -339,13 +345,16 @@ class _Walk(fx.Interpreter):
 
     def _settles(self, n: fx.Node, axes: Sequence[Axis | None]) -> bool:
         """Note the sides that a node fixes; False where channels are counted in a way that is not followed."""
-        if n.target is functions.slice_along or n.target is torch.select:
+        args: Any = n.args
+        target: Any = n.target
+        cut = {
+            torch.select: args[1:2],
+            torch.split: args[2:3] or (0,),
+            functions.slice_along: args[3] if len(args) > 3 else (),
+        }.get(target)
+        if cut is not None:
             (_, axis), rank = self._given(n)[0], self.env[n.all_input_nodes[0]].ndim
-            dims = n.args[3] if n.target is functions.slice_along else (n.args[1],)
-            return all(int(one) % rank != axis.at for one in dims)  # type: ignore[union-attr, arg-type]
-        if n.target is torch.split:
-            (_, axis), rank = self._given(n)[0], self.env[n.all_input_nodes[0]].ndim
-            return int(n.args[2] if len(n.args) > 2 else 0) % rank != axis.at  # type: ignore[arg-type]
+            return all(one % rank != axis.at for one in cut)
         if axes[0] is not None:
             self.found.numbers.append((n.name, axes[0]))
         return True
@@ -363,9 +372,7 @@ class _Walk(fx.Interpreter):
 
     def _along(self, numbered: Tensor) -> Axis | None:
         """The one axis along which channels change; None where there is none or several."""
-        varies = [
-            at for at in range(numbered.ndim) if not bool((numbered == numbered.narrow(at, 0, 1)).all())
-        ]
+        varies = [at for at in range(numbered.ndim) if not bool((numbered == numbered.narrow(at, 0, 1)).all())]
         if len(varies) != 1:
             return None
         first = [0] * numbered.ndim
@@ -374,10 +381,6 @@ class _Walk(fx.Interpreter):
 
 
 NUMBERED = {torch.reshape, torch.Tensor.expand, torch.split, torch.select, functions.slice_along}
-
-
-def _second(n: fx.Node) -> Any:
-    return n.args[1] if len(n.args) > 1 else None
 
 
 def with_side(n: fx.Node, at: int, side: int) -> tuple[Any, ...]:

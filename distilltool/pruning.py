@@ -1,8 +1,8 @@
 """A narrower network from a wide one: the channels that matter least on the user's images are taken out.
 
-What is left is told again, layer after layer, to make what it made before: each layer that mixes channels is fitted by
-least squares from the channels that are left, as the narrow network makes them, to what the wide one made (He, Zhang and
-Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3).
+What is left is fitted, layer after layer, to make what it made before: each layer that mixes channels by least squares,
+from the channels that are left, as the narrow network makes them, to what the wide one made (He, Zhang and Sun 2017,
+"Channel Pruning for Accelerating Very Deep Neural Networks", section 3).
 """
 
 import copy
@@ -47,8 +47,8 @@ class Narrow:
         """Read back what `to_json` wrote."""
         values = json.loads(text)
         return cls(
-            shapes={name: tuple(one) for name, one in values["shapes"].items()},
-            groups=dict(values["groups"]),
+            shapes={name: tuple(map(int, one)) for name, one in values["shapes"].items()},
+            groups={name: int(one) for name, one in values["groups"].items()},
             sides={name: (int(at), int(count)) for name, (at, count) in values["sides"].items()},
         )
 
@@ -88,7 +88,7 @@ def prune(module: fx.GraphModule, width: float, images: Tensor, seed: int, name:
 def _flops(module: fx.GraphModule, example: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         module(example)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 # which channels
@@ -144,7 +144,7 @@ def _moments(module: fx.GraphModule, found: Channels, images: Tensor) -> dict[st
         if dense.read is not None
     ]
     try:
-        for part in images.split(SLICE):
+        for part in torch.split(images, SLICE):
             module(part)
     finally:
         for hook in hooks:
@@ -202,6 +202,8 @@ def shrink(module: fx.GraphModule, narrow: Narrow, tensors: Mapping[str, Tensor]
         path, _, last = name.rpartition(".")
         layer: Any = module.get_submodule(path)
         old = getattr(layer, last)
+        if len(shape) != old.ndim or any(not 0 < one <= side for one, side in zip(shape, old.shape, strict=True)):
+            raise ValueError(f"{name} of {tuple(old.shape)} cannot become {shape}")
         new = tensors[name] if tensors is not None else torch.zeros(shape, dtype=old.dtype)
         setattr(layer, last, nn.Parameter(new.contiguous()) if isinstance(old, nn.Parameter) else new.contiguous())
     for path in {name.rpartition(".")[0] for name in narrow.shapes} - {""}:
@@ -238,6 +240,7 @@ class _Lockstep:
         self, module: fx.GraphModule, thin: fx.GraphModule, found: Channels, gone: set[int], seed: int
     ) -> None:
         self.sides = (fx.Interpreter(module), fx.Interpreter(thin))
+        self.nodes = (tuple(module.graph.nodes), tuple(thin.graph.nodes))
         self.found, self.gone = found, gone
         self.dense: dict[str, Dense] = {one.path: one for one in found.dense}
         self.random = torch.Generator().manual_seed(seed)
@@ -246,7 +249,7 @@ class _Lockstep:
         """Both on these images, node after node."""
         for side in self.sides:
             side.args_iter = iter([images])
-        for one, other in zip(*(side.module.graph.nodes for side in self.sides), strict=True):
+        for one, other in zip(*self.nodes, strict=True):
             if one.op == "output":
                 return
             made = self.sides[0].env[one] = self.sides[0].run_node(one)
@@ -279,7 +282,7 @@ def fit(layer: Any, given: Tensor, wanted: Tensor, random: torch.Generator) -> N
     gram = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
     cross = torch.zeros(inputs + 1, len(layer.weight), dtype=torch.float64)
     count = 0
-    for x, y in zip(given.split(SLICE), wanted.split(SLICE), strict=True):
+    for x, y in zip(torch.split(given, SLICE), torch.split(wanted, SLICE), strict=True):
         parts = _rows(layer, x, y, math.ceil(rows * len(x) / len(given)), random)
         left = F.pad(parts[0].double(), (0, 1), value=1.0)
         missing = (parts[1] - layer_of_rows(layer, parts[0])).double()

@@ -29,6 +29,8 @@ TORCH_OWNERS = (
     "relations.py",
     "ridge.py",
     "imported.py",
+    "channels.py",
+    "pruning.py",
     "augment.py",
     "stages/distill.py",
     "stages/export.py",
