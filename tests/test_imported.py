@@ -257,6 +257,7 @@ def unknown(made: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+SHAPES = '{"shapes": {"patches.weight": %s}, "groups": {}, "sides": {}}'
 HOSTILE: dict[str, Any] = {
     "empty": lambda _: b"",
     "no ONNX": lambda _: b"\x08\x07 what is this",
@@ -266,7 +267,9 @@ HOSTILE: dict[str, Any] = {
     "deep wiring": lambda made: spoilt(made, wiring="[" * 100_000),
     "too few factors": lambda made: spoilt(made, wiring='{"mean": [1], "std": "x"}'),
     "narrower than nothing": lambda made: spoilt(made, narrow='{"shapes": {"no": [1]}, "groups": {}, "sides": {}}'),
-    "wider than it is": lambda made: spoilt(made, narrow='{"shapes": {"Conv_2.weight": [99999999999, 3, 4, 4]}}'),
+    "wider than it is": lambda made: spoilt(made, narrow=SHAPES % "[99999, 3, 4, 4]"),
+    "of no channels": lambda made: spoilt(made, narrow=SHAPES % "[0, 3, 4, 4]"),
+    "of other axes": lambda made: spoilt(made, narrow=SHAPES % "[12, 48]"),
     "narrow of another kind": lambda made: spoilt(made, narrow="3"),
     "weights without end": huge,
     "an unknown operator": unknown,

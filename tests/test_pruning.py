@@ -233,6 +233,34 @@ def test_the_operation_that_forbids_it_is_named() -> None:
         prune(trainable.build(model), 0.5, images(), 0, "file")
 
 
+def test_channels_that_are_shuffled_stay(tmp_path: Path) -> None:
+    """As ShuffleNet does: two axes hold them for a while, which no list of channels can say."""
+    nodes = [
+        ("Conv", "x w", "c", {}), ("Reshape", "c two", "d", {}), ("Transpose", "d", "t", {"perm": [0, 2, 1, 3, 4]}),
+        ("Reshape", "t one", "e", {}), ("Conv", "e v", "f", {}), ("Conv", "f u", "m", {}), *END,
+    ]  # fmt: skip
+    sides = {"two": np.array([-1, 2, 8, 16, 16], np.int64), "one": np.array([-1, 16, 16, 16], np.int64)}
+    module = trainable.build(
+        model_of(nodes, {"w": real(16, 3, 1, 1), "v": real(32, 16, 1, 1), "u": real(8, 32, 1, 1), **sides}),
+        size=(16, 16),
+    )
+    thin = prune(module, 0.5, images(), 0, "file").module
+    assert shapes(thin) == [(16, 3, 1, 1), (16, 16, 1, 1), (8, 16, 1, 1)]
+    assert thin(images()).shape == (12, 8)
+
+
+def test_sides_that_the_graph_fixes_follow() -> None:
+    """A reshape to as many channels as there were."""
+    nodes = [
+        ("Conv", "x w", "c", {}), ("Reshape", "c sides", "d", {}), ("Conv", "d v", "m", {}), *END,
+    ]  # fmt: skip
+    weights = {"w": real(16, 3, 1, 1), "v": real(8, 16, 1, 1), "sides": np.array([-1, 16, 16, 16], np.int64)}
+    model = model_of(nodes, weights)
+    thin = prune(trainable.build(model, size=(16, 16)), 0.5, images(), 0, "file")
+    assert shapes(thin.module) == [(8, 3, 1, 1), (8, 8, 1, 1)] and list(thin.narrow.sides.values()) == [(1, 8)]
+    assert thin.module(images()).shape == (12, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
 def test_networks_as_pytorch_exports_them(tmp_path: Path, name: str) -> None:
