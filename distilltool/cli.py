@@ -253,7 +253,11 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND:NAME", help="The student, e.g. timm:resnet18. (default: the recipe's)", show_default=False
+            metavar="KIND:NAME",
+            help="The student: timm:resnet18; teacher, its own network; teacher:cut=0.6, its early part; "
+            "teacher:width=0.5, half its channels; onnx:FILE, any other's, with the same settings. "
+            "(default: the recipe's)",
+            show_default=False,
         ),
     ] = None,
     weights: Annotated[

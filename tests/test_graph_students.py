@@ -116,8 +116,8 @@ def test_a_graph_of_one_size_is_used_at_it_where_none_is_said(work: Path, tmp_pa
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(work: Path, tmp_path: Path, spec: str) -> None:
     """Bit for bit, and the finished run is found finished."""
     words = [
-        "distilltool", "distill", str(work / "teacher.onnx"), str(work / "imgs"), "--student", spec, "--input", "16", *PRE_FLAGS,
-        "--preprocess", "size=32", "--store", str(work / "ledger.sqlite"),
+        "distilltool", "distill", str(work / "teacher.onnx"), str(work / "imgs"), "--student", spec, "--input", "16",
+        *PRE_FLAGS, "--preprocess", "size=32", "--store", str(work / "ledger.sqlite"),
         *[word for one in QUICK for word in ("--set", one)], "--out",
     ]  # fmt: skip
     distilled(work, tmp_path / "straight", spec, input_size=16)
