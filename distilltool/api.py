@@ -47,7 +47,7 @@ from distilltool.report import (
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
-from distilltool.sources import AUTO, open_source
+from distilltool.sources import AUTO, asked, open_source
 from distilltool.stages import query as query_stage
 from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
@@ -171,7 +171,7 @@ def distill(
     with the teacher's, "own" for a space of the student's own; None is the recipe's.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
-    from distilltool import students
+    from distilltool import imported, students
     from distilltool.stages import distill as stage
     from distilltool.students import Start
 
@@ -187,7 +187,8 @@ def distill(
     options = _options(preprocess, output, pool, inputs, device, isolate)
     taken = cache(lambda: _take_stock(images_dir))
     embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
-    if input_size is None and not any(change.startswith("student.input") for change in changes):
+    unsaid = input_size is None and not any(change.startswith("student.input") for change in changes)
+    if unsaid:
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name[:NAME]}-{chosen.name}")
     stock = taken()
@@ -195,11 +196,16 @@ def distill(
     if auto and weights is not None:
         raise DistillError("--weights belong to one student", "name it with --student timm:NAME")
     source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
+    if source is not None and unsaid:
+        side = imported.only_side(source, imported.part_of(asked(chosen.student.spec)))
+        chosen = replace(chosen, student=replace(chosen.student, input=side or chosen.student.input))
     start = Start(
         input=chosen.student.input,
         seed=chosen.seed,
         weights=Path(weights) if weights else None,
         source=source,
+        prepared=embedder.preprocess,
+        photos=tuple(one.path for one in sorted(stock.photos, key=lambda one: one.sha256)),
         fetch="cached" if student is None else "online",
     )
     plan = _made_from(embedder, chosen, start, time_budget)

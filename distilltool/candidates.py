@@ -13,7 +13,7 @@ from distilltool.students import Start
 from distilltool.trainable import Cut
 
 USUAL = 0.1  # of the teacher's floating-point operations, where nothing else is asked for
-SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # of the teacher's work, at which it is cut
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, USUAL)  # of the teacher's work, at which it is cut; the last at its own size
 LEAST = 64  # pixels of the longer side below which photographs say little
 STEP = 16  # sides are multiples of it
 SMALL = ("mobilenetv4_conv_small", "mobilenetv3_large_100", "repvit_m0_9", "resnet18")  # of timm, tried where at hand

@@ -254,7 +254,9 @@ def distill(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="The student: auto, teacher, teacher:cut=0.6, onnx:FILE, timm:NAME. (default: the recipe's, auto)",
+            help="The student: auto, the best of what is at hand untrained; timm:resnet18; teacher, its own network; "
+            "teacher:cut=0.6, its early part; teacher:width=0.5, half its channels; onnx:FILE, any other's, with the "
+            "same settings. (default: the recipe's, auto)",
             show_default=False,
         ),
     ] = None,

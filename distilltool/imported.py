@@ -1,26 +1,54 @@
 """A student's backbone made of an ONNX graph: the whole of it or an early part, with its weights, at any size."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import onnx
+import torch
 from torch import Tensor, nn
 
-from distilltool import trainable
+from distilltool import images, plain, pruning, trainable
 from distilltool.errors import DistillError
+from distilltool.graph import Graph, tensors
+from distilltool.hazards import check_graph
+from distilltool.onnx_file import first_line, read_model
+from distilltool.preprocess import Preprocess
+from distilltool.pruning import Narrow, Pruned
+from distilltool.roles import image_inputs
 from distilltool.sources import Source
 from distilltool.trainable import Cut
 
 WIRING = "distilltool.wiring"  # where an architecture file says how its graph is fed and read
+NARROW = "distilltool.narrow"  # and what of it was taken out
+MOST_WEIGHTS = 2**31  # numbers, 8 GB: no network that embeds images on a machine of ours has as many
+FEW_IMAGES = 8  # from fewer no channel is chosen
+MOST_IMAGES = 256
+PIXELS = 3_000_000  # of all images that channels are chosen on, so that a batch of them fits into memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """How much of a graph is taken. cut: a tensor by name, or the share of the floating-point operations up to it."""
+    """How much of a graph is taken. cut: a tensor by name, or the share of the floating-point operations up to it.
+    width: the share of the channels that is kept wherever some can be taken out."""
 
     cut: str | float | None = None
+    width: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Looks:
+    """What a student will look at. input: longer side of the images in pixels; prepared: as the teacher's images are
+    prepared, whose proportions they keep; None for the source's own. photos: some of them; seed: for drawing those."""
+
+    input: int
+    prepared: Preprocess | None = None
+    photos: Sequence[Path] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +61,11 @@ class Wiring:
     bgr: bool
     nhwc: bool
     tensor: str
-    kind: str
+    kind: Literal["map", "tokens", "vector"]
     axis: int
     pool: str
     width: int
     side: tuple[int, int]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read back what `asdict` wrote to JSON."""
-        whole: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
-        return cls(**whole)
 
 
 class Imported(nn.Module):
@@ -55,9 +77,14 @@ class Imported(nn.Module):
         self.wiring = wiring
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        fed = images_NCHW.flip(1) if self.wiring.bgr else images_NCHW
-        made: Tensor = self.graph(fed.permute(0, 2, 3, 1) if self.wiring.nhwc else fed)
+        made: Tensor = self.graph(fed(images_NCHW, self.wiring))
         return pool(made, self.wiring)
+
+
+def fed(images_NCHW: Tensor, wiring: Wiring) -> Tensor:
+    """Normalised RGB images as the graph takes them."""
+    turned = images_NCHW.flip(1) if wiring.bgr else images_NCHW
+    return turned.permute(0, 2, 3, 1) if wiring.nhwc else turned
 
 
 def pool(made: Tensor, wiring: Wiring) -> Tensor:
@@ -74,37 +101,87 @@ def pool(made: Tensor, wiring: Wiring) -> Tensor:
     return made.mean(dim=places)
 
 
-def backbone(source: Source, part: Part, input_side: int | None) -> "Grown":
+def backbone(source: Source, part: Part, looks: Looks) -> "Grown":
     """The network up to `part` of a file, its weights as they are, ready to be trained.
 
-    input_side: longer side of the images in pixels, None for the file's own. A graph that only works at its own size is
-    an error where another is asked for.
+    A graph that only works at its own size is an error where the images have another.
     """
     model = trainable.read_whole(source.path)
     own = source.preprocess.size
-    size = own if input_side is None else scaled(own, input_side)
-    found = trainable.cuts(model, source.output, own)
-    cut = _chosen(found, part, source)
+    cut = _chosen(trainable.cuts(model, source.output, own), part, source)
     module = trainable.build(model, cut.name, size=own)
+    size = scaled(looks.prepared.size if looks.prepared else own, looks.input)
+    _check_works(module, source, size)
+    wiring = _wiring(source, cut, trainable.facts(module).layout == "NHWC", own)
+    whole = Imported(module, wiring)
+    pruned = _narrowed(whole, source, part.width, looks, size) if part.width < 1 else None
+    return Grown(
+        module=Imported(pruned.module, wiring) if pruned else whole,
+        architecture=_kept(model, wiring, pruned.narrow if pruned else None),
+        cut=cut,
+        share=cut.share * (pruned.share if pruned else 1),
+    )
+
+
+def only_side(source: Source, part: Part) -> int | None:
+    """Longer side of the images that a part of a graph works on, where it works at no other size."""
+    if source.fixed is None:
+        return None
+    model = trainable.read_whole(source.path)
+    own = source.preprocess.size
+    cut = _chosen(trainable.cuts(model, source.output, own), part, source)
+    known = trainable.facts(trainable.build(model, cut.name, size=own))
+    return None if known.free_size else max(known.height, known.width)
+
+
+def _check_works(module: Any, source: Source, size: tuple[int, int]) -> None:
+    """Fail where a network does not take single images of this height and width."""
     known = trainable.facts(module)
     if not known.free_batch:
-        raise DistillError(f"{source.name} works on {known.image} one batch at a time", "choose another --student")
+        raise DistillError(f"{source.name} takes no other number of images than its own", "choose another --student")
     if not known.free_size and size != (known.height, known.width):
         raise DistillError(
-            f"{source.name} only works on images of {known.height}×{known.width}",
+            f"{source.name} only works on images of {known.height}×{known.width}, not of {size[0]}×{size[1]}",
             f"use --input {max(known.height, known.width)}, or another --student",
         )
-    wiring = _wiring(source, cut, known.layout == "NHWC", own)
-    return Grown(module=Imported(module, wiring), architecture=_kept(model, wiring), cut=cut)
+    shape = (1, *size, 3) if known.layout == "NHWC" else (1, 3, *size)
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(shape))
+    except RuntimeError as error:  # a window larger than what is left of a small image
+        raise DistillError(
+            f"{source.name} does not work on images of {size[0]}×{size[1]} ({first_line(error)})",
+            "use a larger --input",
+        ) from None
+
+
+def _narrowed(whole: Imported, source: Source, width: float, looks: Looks, size: tuple[int, int]) -> Pruned:
+    """The network with a share of its channels, chosen on some of the images."""
+    count = min(MOST_IMAGES, max(FEW_IMAGES, PIXELS // (size[0] * size[1])))
+    order = np.random.default_rng((looks.seed, 7)).permutation(len(looks.photos))[:count]
+    found, _ = images.load([looks.photos[at] for at in order], (looks.prepared or source.preprocess).at(size))
+    if len(found) < FEW_IMAGES:
+        raise DistillError(
+            f"width={width:g} chooses channels by {FEW_IMAGES} images or more, and {len(found)} can be read",
+            "give more images, or leave width= away",
+        )
+    torch.set_num_threads(images.workers())
+    wiring = whole.wiring
+    mean, std = (torch.tensor(one).reshape(1, 3, 1, 1) for one in (wiring.mean, wiring.std))
+    pixels = torch.from_numpy(found).permute(0, 3, 1, 2).float()
+    graph: Any = whole.graph
+    return pruning.prune(graph, width, fed((pixels / 255 - mean) / std, wiring), looks.seed, source.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grown:
-    """A backbone made of a file. architecture: the graph without its weights' numbers, to rebuild it from."""
+    """A backbone made of a file. architecture: the graph without its weights' numbers, to rebuild it from. share: of
+    the floating-point operations that the file's embedding takes."""
 
     module: Imported
     architecture: bytes
     cut: Cut
+    share: float
 
 
 def scaled(own: tuple[int, int], longer: int) -> tuple[int, int]:
@@ -113,12 +190,37 @@ def scaled(own: tuple[int, int], longer: int) -> tuple[int, int]:
     return max(16, round(own[0] * scale)), max(16, round(own[1] * scale))
 
 
-def rebuild(architecture: bytes) -> Imported:
-    """The network of an architecture, its weights still to be loaded."""
-    model = onnx.load_model_from_string(architecture)
+def rebuild(path: Path) -> Imported:
+    """The network of an architecture file, its weights still to be loaded.
+
+    What the file says is believed in nothing: whatever is wrong with it is a DistillError of one line.
+    """
+    model = read_model(path)
+    graph = Graph(model)
+    for one in image_inputs(graph)[:1]:
+        check_graph(path, graph, one)
+    if sum(math.prod(one.dims) for one in tensors(model.graph)) > MOST_WEIGHTS:
+        raise DistillError(f"{path} describes more weights than any student has", REMADE)
     said = {one.key: one.value for one in model.metadata_props}
-    wiring = Wiring.from_dict(json.loads(said[WIRING]))
-    return Imported(trainable.build(model, wiring.tensor, size=wiring.side), wiring)
+    try:
+        wiring = plain.made(Wiring, _frozen(json.loads(said[WIRING])))
+        narrow = Narrow.from_json(said[NARROW]) if NARROW in said else None
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        raise DistillError(f"{path} does not say how its graph is fed", REMADE) from None
+    module = trainable.build(model, wiring.tensor, size=wiring.side)
+    if narrow is not None:
+        try:
+            pruning.shrink(module, narrow)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DistillError(f"{path} narrows what it does not hold ({first_line(error)})", REMADE) from None
+    return Imported(module, wiring)
+
+
+REMADE = "remove the run and make it again"
+
+
+def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 
 def _chosen(found: tuple[Cut, ...], part: Part, source: Source) -> Cut:
@@ -150,22 +252,32 @@ def _wiring(source: Source, cut: Cut, nhwc: bool, side: tuple[int, int]) -> Wiri
     )
 
 
-def _kept(model: onnx.ModelProto, wiring: Wiring) -> bytes:
+def _kept(model: onnx.ModelProto, wiring: Wiring, narrow: Narrow | None) -> bytes:
     bare = trainable.architecture(model, wiring.tensor)
-    onnx.helper.set_model_props(bare, {WIRING: json.dumps(asdict(wiring))})
+    said = {WIRING: json.dumps(asdict(wiring)), **({NARROW: narrow.to_json()} if narrow else {})}
+    onnx.helper.set_model_props(bare, said)
     kept: bytes = bare.SerializeToString()
     return kept
 
 
 def part_of(settings: Mapping[str, str]) -> Part:
     """What of a graph a spec's settings ask for; a cut between 0 and 1 is a share of the work, else a name."""
+    width = _share("width", settings.get("width", "1"), "the channels")
     wanted = settings.get("cut")
     if wanted is None:
-        return Part()
+        return Part(width=width)
     try:
-        share = float(wanted)
+        float(wanted)
     except ValueError:
-        return Part(cut=wanted)
+        return Part(cut=wanted, width=width)
+    return Part(cut=_share("cut", wanted, "the work"), width=width)
+
+
+def _share(key: str, text: str, of: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
     if not 0 < share <= 1:
-        raise DistillError(f"cut={wanted} is no share of the work", "give one between 0 and 1, as in cut=0.6")
-    return Part(cut=share)
+        raise DistillError(f"{key}={text} is no share of {of}", f"give one between 0 and 1, as in {key}=0.6")
+    return share

@@ -12,13 +12,13 @@ from distilltool.progress import Progress
 from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
 
 AUTO = "auto"  # the student that ranks best untrained
-KEYS = ("cut", "preprocess")
+KEYS = ("cut", "width", "preprocess")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A file to make a student of. output: the tensor of its embedding; pool: how a map or tokens there become a
-    vector, "none" where they need not."""
+    vector, "none" where they need not. fixed: height and width where the graph declares them."""
 
     path: Path
     name: str
@@ -26,6 +26,13 @@ class Source:
     output: str
     pool: str
     preprocess: Preprocess
+    fixed: tuple[int, int] | None
+
+
+def asked(spec: str) -> dict[str, str]:
+    """The settings of a whole spec: of `teacher:cut=0.6` and of `onnx:FILE,width=0.5`."""
+    kind, _, name = spec.partition(":")
+    return settings(name.partition(",")[2] if kind == "onnx" else name)
 
 
 def settings(text: str) -> dict[str, str]:
@@ -34,7 +41,9 @@ def settings(text: str) -> dict[str, str]:
     for piece in filter(None, text.split(",")):
         key, equals, value = piece.partition("=")
         if not equals or not value or key not in KEYS:
-            raise DistillError(f"{piece!r} says nothing of a student", "write cut=0.6, cut=TENSOR or preprocess=NAME")
+            raise DistillError(
+                f"{piece!r} says nothing of a student", "write cut=0.6, cut=TENSOR, width=0.5 or preprocess=NAME"
+            )
         found[key] = value
     return found
 
@@ -101,4 +110,5 @@ def _of(embedder: OnnxEmbedder) -> Source:
         output=embedder.output,
         pool=embedder.pool,
         preprocess=embedder.preprocess,
+        fixed=embedder.model.size,
     )

@@ -32,6 +32,8 @@ TORCH_OWNERS = (
     "contest.py",
     "reference.py",
     "candidates.py",
+    "channels.py",
+    "pruning.py",
     "augment.py",
     "stages/distill.py",
     "stages/export.py",

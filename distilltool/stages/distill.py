@@ -656,13 +656,16 @@ def load_student(run: RunDir) -> TorchEmbedder:
     preprocess = Preprocess.from_dict(values.pop("preprocess"))
     card = StudentCard(**{**values, "input": tuple(values["input"])}, preprocess=preprocess)
     if run.architecture.exists():
-        backbone = students.rebuilt(run.architecture.read_bytes(), card.start)
+        backbone = students.rebuilt(run.architecture, card.start)
     else:
         backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
     if card.form != FORM:
         raise DistillError(f"the run {run.root} was made by an earlier version", "run distill again, with --restart")
     student = Student(backbone, card.head, card.bias)
-    train.load_weights(run.weights, student)
+    try:
+        train.load_weights(run.weights, student)
+    except RuntimeError:
+        raise DistillError(f"the weights in {run.root} do not fit its student", imported.REMADE) from None
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TorchEmbedder(student, card, run.name)
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from distilltool import extensions, imported
 from distilltool.errors import DistillError
-from distilltool.imported import Imported
+from distilltool.imported import Imported, Looks
+from distilltool.preprocess import Preprocess
 from distilltool.sources import Source
 
 WHOLE = ("teacher",)  # kinds that need no name
@@ -21,13 +22,16 @@ WHOLE = ("teacher",)  # kinds that need no name
 class Start:
     """Where a student's weights come from. weights: a safetensors file. fetch: "online" may ask a hub, "cached" looks
     only at what was fetched before, "none" leaves the weights as the architecture makes them. seed: for those.
-    input: longer side of the images in pixels. source: the file whose graph the student is made of, where it is."""
+    input: longer side of the images in pixels. source: the file whose graph the student is made of, where it is;
+    prepared: how the teacher's images are prepared; photos: images to choose a narrower student's channels by."""
 
     input: int
     seed: int
     fetch: str = "none"
     weights: Path | None = None
     source: Source | None = None
+    prepared: Preprocess | None = None
+    photos: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +72,22 @@ def grown(settings: Mapping[str, str], start: Start, *, whole_teacher: bool = Fa
     if start.weights is not None:
         raise DistillError("a student made of an ONNX file has its weights already", "leave --weights away")
     assert start.source is not None  # opened before anything is built
-    made = imported.backbone(start.source, imported.part_of(settings), start.input)
-    share = f", up to {made.cut.name} ({100 * made.cut.share:.0f} % of its work)" if settings.get("cut") else ""
-    made_of = _backbone(made.module, f"the weights of {start.source.name}{share}", made.architecture)
+    looks = Looks(input=start.input, prepared=start.prepared, photos=start.photos, seed=start.seed)
+    part = imported.part_of(settings)
+    made = imported.backbone(start.source, part, looks)
+    said = [f"the weights of {start.source.name}"]
+    if part.cut is not None:
+        said.append(f"up to {made.cut.name}")
+    if part.width < 1:
+        said.append(f"{100 * part.width:g} % of its channels")
+    share = f" ({100 * made.share:.0f} % of its work)" if len(said) > 1 else ""
+    made_of = _backbone(made.module, ", ".join(said) + share, made.architecture)
     return replace(made_of, native=0 if whole_teacher else max(start.source.preprocess.size))
 
 
-def rebuilt(architecture: bytes, start: str) -> Backbone:
-    """The backbone of an architecture, its weights still to be loaded."""
-    return _backbone(imported.rebuild(architecture), start, architecture)
+def rebuilt(architecture: Path, start: str) -> Backbone:
+    """The backbone of an architecture file, its weights still to be loaded."""
+    return _backbone(imported.rebuild(architecture), start, architecture.read_bytes())
 
 
 def _backbone(module: Imported, start: str, architecture: bytes) -> Backbone:

@@ -1,10 +1,10 @@
-"""The teacher's own network, or an early part of it, as the student."""
+"""The teacher's own network, an early part of it or a narrower one, as the student."""
 
 from distilltool import sources
 from distilltool.students import Backbone, Start, grown
 
 
 def teacher(name: str, start: Start) -> Backbone:
-    """The teacher's graph with its weights: `teacher`, `teacher:cut=0.6`, `teacher:cut=TENSOR`."""
+    """The teacher's graph with its weights: `teacher`, `teacher:cut=0.6`, `teacher:cut=TENSOR`, `teacher:width=0.5`."""
     settings = sources.settings(name)
-    return grown(settings, start, whole_teacher="cut" not in settings)
+    return grown(settings, start, whole_teacher=not settings)
