@@ -56,9 +56,12 @@ def folds(targets_NE: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
     return place
 
 
-def as_they_are(features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64]) -> Score:
-    """Features at length 1, less their mean, at length 1 again, compared among themselves within each fold."""
-    return Score(overlap=_overlap(targets_NE, centred(features_NF), targets_NE, fold_N, same=True), strength=None)
+def as_they_are(
+    features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64], *, centre: bool = True
+) -> Score:
+    """Features at length 1, less their mean where they are centred, compared among themselves within each fold."""
+    rows = centred(features_NF) if centre else unit_rows(features_NF)
+    return Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=True), strength=None)
 
 
 def mapped(

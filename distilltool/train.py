@@ -43,7 +43,7 @@ class Data:
     """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
     length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E). keep: share of each side of the training
     images, the middle one, that the student looks at when it is used. reference: (N, V, F) what the untrained student
-    makes of larger views of each, at length 1."""
+    makes of larger views of each, at length 1; centred: the student's features have their mean taken off."""
 
     pixels: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -52,6 +52,7 @@ class Data:
     names: tuple[str, ...]
     keep: float = 1.0
     reference: NDArray[np.float16] | None = None
+    centred: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,7 +145,8 @@ class _Trainer:
         self.device = next(student.parameters()).device
         self.targets = torch.from_numpy(data.targets).to(self.device)
         if data.reference is not None:
-            self.reference_centre = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
+            mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
+            self.reference_centre = mean if data.centred else torch.zeros_like(mean)
         self.loss = sum_of_losses(recipe, self.targets)
         self.bank: Bank | None = None
         if recipe.mix.ratio and recipe.mix.partners == "bank":

@@ -47,6 +47,8 @@ def test_the_teachers_own_vectors_are_perfect_and_noise_is_not() -> None:
     fold = contest.folds(targets, seed=0)
     means = targets - targets.mean(axis=0)
     assert contest.as_they_are(contest.unit_rows(means), contest.unit_rows(means), fold).mean > 0.95
+    off = contest.unit_rows(means + 2)
+    assert contest.as_they_are(off, off, fold, centre=False).mean == 1 > contest.as_they_are(off, off, fold).mean
     noise = np.random.default_rng(3).normal(size=targets.shape).astype(np.float32)
     assert contest.as_they_are(noise, targets, fold).mean < 0.4
 

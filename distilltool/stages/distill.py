@@ -44,13 +44,14 @@ CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics a
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
-    of each side of an image that is looked at; mapped: a linear map onto the teacher's vectors is the start, by ridge
-    regression of this strength; reference: longer side at which the untrained student is its own reference, 0 for none.
-    """
+    of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
+    teacher's vectors is the start, by ridge regression of this strength; reference: longer side at which the untrained
+    student is its own reference, 0 for none."""
 
     spec: str
     input: int
     keep: float = 1.0
+    centre: bool = True
     mapped: bool = False
     strength: float | None = None
     reference: int = 0
@@ -418,6 +419,9 @@ def _start_of(
     """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
     in_space = recipe.space == "teacher"
     as_they_are = _Scored(choice=choice, score=contest.as_they_are(features, targets, fold))
+    off_centre = contest.as_they_are(features, targets, fold, centre=False)
+    if off_centre.beats(as_they_are.score):
+        as_they_are = _Scored(choice=replace(choice, centre=False), score=off_centre)
     if recipe.student.dim and not in_space:
         return as_they_are
     score = contest.mapped(features, targets, fold, gallery=in_space)
@@ -452,7 +456,7 @@ def _with_reference(
     student = Student(backbone, 0, bias=False).to(_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     larger = seen_by.at(imported.scaled(seen_by.size, choice.reference))
     made = reference.known(run.reference, student, photos, larger, recipe, choice.keep, seconds, progress)
-    return replace(data, reference=made)
+    return replace(data, reference=made, centred=choice.centre)
 
 
 def _device() -> str:
@@ -476,9 +480,10 @@ def _make_student(
     if backbone.start == "scratch":
         _calibrate(student, data.pixels, data.size, recipe.seed)
     features = _features(student, data)
-    with torch.no_grad():
-        student.centre.copy_(features.mean(dim=0))
-    features = features - features.mean(dim=0)
+    if choice.centre:
+        with torch.no_grad():
+            student.centre.copy_(features.mean(dim=0))
+    features = features - student.centre.detach().cpu()
     if maps or anchor:
         strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
         head = ridge.ridge(features, torch.from_numpy(data.targets), strengths)
