@@ -49,7 +49,8 @@ class Student(nn.Module):
 
     def features(self, pixels_NCHW: Tensor) -> Tensor:
         """Pooled features of the backbone, (N, width), at length 1."""
-        return F.normalize(self.backbone(pixels_NCHW.float() * self.factor - self.shift), dim=1)
+        features: Tensor = self.backbone(pixels_NCHW.float() * self.factor - self.shift)
+        return F.normalize(features.float(), dim=1)
 
     def centred(self, pixels_NCHW: Tensor) -> Tensor:
         """Features less their mean, (N, width)."""

@@ -143,6 +143,7 @@ class _Trainer:
         self.optimiser = _relative(student) if finetune else _adamw(student, self.lr, recipe.optimiser.weight_decay)
         self.scales = torch.ones(len(self.optimiser.param_groups))
         self.device = next(student.parameters()).device
+        self.half = halves(self.device, recipe.optimiser.precision)
         self.targets = torch.from_numpy(data.targets).to(self.device)
         if data.reference is not None:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
@@ -251,7 +252,9 @@ class _Trainer:
         """The recipe's losses over the joint batch, and on the images alone the anchor and the reference."""
         rows = torch.from_numpy(batch.rows)
         teacher_BE = self.targets[rows.to(self.device)]
-        centred_BF = self.student.centred(batch.pixels.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            features_BF = self.student.features(batch.pixels.to(self.device))
+        centred_BF = features_BF - self.student.centre
         loss = self._joint(F.normalize(self.student.head(centred_BF), dim=1), teacher_BE, batch, seed)
         if self.student.anchor is not None:
             anchored_BE = F.normalize(self.student.anchor(centred_BF), dim=1)
@@ -382,6 +385,16 @@ def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Opti
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr
     )
+
+
+def halves(device: torch.device, precision: str) -> bool:
+    """Whether the forward pass is to be computed in bfloat16; losses, weights and their steps stay float32."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 def _relative(student: Student) -> torch.optim.Optimizer:
