@@ -392,7 +392,7 @@ def halves(device: torch.device, precision: str) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them
     return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
