@@ -74,14 +74,14 @@ class Augment:
 class Optimiser:
     """AdamW. lr: from random weights; lr_finetune: from pretrained ones, as a share of the root mean square of each
     tensor's weights; clip: largest gradient norm; ema: decay of the weight average that is evaluated and kept, 0 for
-    none; precision: of the network's forward pass in training, auto is bfloat16 where the processor computes in it."""
+    none; precision: of the network's forward pass in training."""
 
     lr: float = 3e-3
     lr_finetune: float = 1e-3
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.99
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

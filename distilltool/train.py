@@ -143,7 +143,7 @@ class _Trainer:
         self.optimiser = _relative(student) if finetune else _adamw(student, self.lr, recipe.optimiser.weight_decay)
         self.scales = torch.ones(len(self.optimiser.param_groups))
         self.device = next(student.parameters()).device
-        self.half = halves(self.device, recipe.optimiser.precision)
+        self.half = recipe.optimiser.precision == "bfloat16"
         self.targets = torch.from_numpy(data.targets).to(self.device)
         if data.reference is not None:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
@@ -385,16 +385,6 @@ def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Opti
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr
     )
-
-
-def halves(device: torch.device, precision: str) -> bool:
-    """Whether the forward pass is to be computed in bfloat16; losses, weights and their steps stay float32."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 def _relative(student: Student) -> torch.optim.Optimizer:
