@@ -277,3 +277,10 @@ def load(paths: Sequence[Path], preprocess: Preprocess) -> tuple[NDArray[np.uint
     if not kept:
         return np.zeros((0, *preprocess.size, 3), np.uint8), skipped
     return np.stack(kept), skipped
+
+
+def spoilt(path: str, reason: str) -> DistillError:
+    """An image the teacher was asked about cannot be read any more."""
+    return DistillError(
+        f"{path} {reason} now, but the teacher was asked about it", "put the image back and run the same command again"
+    )

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from distilltool import images
 from distilltool.augment import coloured, numbered, seen
-from distilltool.errors import DistillError
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
@@ -58,7 +57,7 @@ def known(
         ready = images.ahead(photos, lambda photo: images.prepare(photo.path, maker.whole))
         for row, found in enumerate(ready):
             if isinstance(found, str):
-                raise DistillError(f"{photos[row].path} {found} now", "put the image back and run the command again")
+                raise images.spoilt(str(photos[row].path), found)
             mapped[row] = maker.features(row, found, range(views))
             progress.advance()
         mapped.flush()
