@@ -54,6 +54,7 @@ from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, Teach
 NAME = 48  # letters taken over into a file's name, which may have 255 bytes
 
 if TYPE_CHECKING:
+    from distilltool.candidates import Candidate
     from distilltool.stages.distill import Answered
     from distilltool.student import TorchEmbedder
     from distilltool.students import Start
@@ -171,7 +172,7 @@ def distill(
     with the teacher's, "own" for a space of the student's own; None is the recipe's.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
-    from distilltool import imported, students
+    from distilltool import candidates, imported, students
     from distilltool.stages import distill as stage
     from distilltool.students import Start
 
@@ -206,12 +207,17 @@ def distill(
         source=source,
         prepared=embedder.preprocess,
         photos=tuple(one.path for one in sorted(stock.photos, key=lambda one: one.sha256)),
-        fetch="cached" if student is None else "online",
+        fetch="cached" if auto or student is None else "online",  # a hub is asked for what the user names alone
+        teacher=embedder.key.sha256,
     )
     plan = _made_from(embedder, chosen, start, time_budget)
     if not restart:
         run.check(plan)
+    fit: Sequence[Candidate] = ()
     backbone = None if auto else students.build(chosen.student.spec, start)
+    if auto and not run.manifest.exists():
+        said_side = None if unsaid else chosen.student.input
+        fit = candidates.at_hand(source, said_side, max(embedder.preprocess.size), start.fetch).fit
     if backbone is not None:
         plan["start"] = backbone.start
         stage.check_student(chosen, backbone)
@@ -238,7 +244,7 @@ def distill(
         run,
         backbone,
         start,
-        side=input_size,
+        fit=fit,
         isolate=isolate and isinstance(embedder, OnnxEmbedder),
         seconds=time_budget,
         progress=watch,

@@ -28,6 +28,40 @@ class Candidate:
     flops: int
 
 
+NO_LIMIT = 1 << 62  # floating-point operations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AtHand:
+    """What could be made. refused: why something could not, in words."""
+
+    fit: tuple[Candidate, ...]
+    refused: tuple[str, ...]
+
+
+def at_hand(source: Source | None, side: int | None, longest: int, fetch: str) -> AtHand:
+    """Students that cost a tenth of the teacher, or where it is no file whatever small network there is.
+
+    side: the longer side of their images where it is asked for; longest: of the teacher's. Raises DistillError where
+    there is none, before anything is paid for.
+    """
+    cost, parts, refused = NO_LIMIT, list[Candidate](), list[str]()
+    if source is not None:
+        try:
+            cost = int(USUAL * total(source))
+            parts = of_teacher(source, cost, side)
+        except DistillError as error:
+            refused.append(f"{source.name}: {error.message}")
+    fit = (*parts, *of_timm(cost, side, longest, fetch))
+    if not fit:
+        size = f" at {side} px" if side else ""
+        raise DistillError(
+            f"no student is at hand that costs a tenth of the teacher{size}" + "".join(f" ({one})" for one in refused),
+            "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE, or teacher with --input",
+        )
+    return AtHand(fit=fit, refused=tuple(refused))
+
+
 def total(source: Source) -> int:
     """Floating-point operations of a file for one image, up to its embedding."""
     return _cuts(source)[-1].flops
@@ -42,9 +76,9 @@ def _cuts(source: Source) -> Sequence[Cut]:
 
 
 def of_teacher(source: Source, cost: int, side: int | None) -> list[Candidate]:
-    """Parts of the teacher's own network that cost no more, each at the largest size that fits.
+    """Parts of the teacher's own network that cost no more, each at the largest size that fits, or at `side`.
 
-    cost: floating-point operations for one image. side: the longer side of the images where it is asked for.
+    cost: floating-point operations for one image.
     """
     found, longest = _cuts(source), max(source.preprocess.size)
     wanted = {one.name: one for share in SHARES if (one := _nearest(found, share)) is not None}
@@ -52,7 +86,7 @@ def of_teacher(source: Source, cost: int, side: int | None) -> list[Candidate]:
     for cut in wanted.values():
         fits = side or min(longest, _below(longest * (cost / cut.flops) ** 0.5))
         flops = round(cut.flops * (fits / longest) ** 2)
-        if fits >= LEAST and (side is not None or flops <= cost):
+        if fits >= min(LEAST, side or longest) and flops <= cost:
             spec = "teacher" if cut is found[-1] else f"teacher:cut={cut.name}"
             made.append(Candidate(spec=spec, input=fits, flops=flops))
     return made
@@ -64,7 +98,7 @@ def _nearest(found: Sequence[Cut], share: float) -> Cut | None:
 
 
 def of_timm(cost: int, side: int | None, longest: int, fetch: str) -> list[Candidate]:
-    """Small networks of timm whose pretrained weights are at hand, each at the largest size that fits.
+    """Small networks of timm whose pretrained weights are at hand, each at the largest size that fits, or at `side`.
 
     longest: side of the teacher's images, more than which tells no more. fetch: "online" may ask a hub for weights.
     """
@@ -75,9 +109,10 @@ def of_timm(cost: int, side: int | None, longest: int, fetch: str) -> list[Candi
         if backbone.start == "scratch":
             continue
         flops = _flops(backbone.module, at)
-        fits = side or min(at, _below(at * (cost / flops) ** 0.5))
-        if fits >= LEAST:
-            made.append(Candidate(spec=f"timm:{name}", input=fits, flops=round(flops * (fits / at) ** 2)))
+        fits = side or min(at, max(_below(at * (cost / flops) ** 0.5), 1))
+        flops = round(flops * (fits / at) ** 2)
+        if fits >= min(LEAST, side or longest) and flops <= cost:
+            made.append(Candidate(spec=f"timm:{name}", input=fits, flops=flops))
     return made
 
 

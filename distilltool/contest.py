@@ -14,26 +14,28 @@ from distilltool import metrics, ridge, search
 from distilltool.metrics import Task
 
 FOLDS = 4
+SMALLEST = 4  # images of a fold: with fewer there is nothing to rank
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, over the mean diagonal of the Gram matrix
 SAMPLE = 600  # images scored; more change little and cost seconds for every candidate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """Overlap of the nearest with the teacher's, per image, (N,). strength: of the ridge that maps the features into
-    the teacher's space, None where they are taken as they are."""
+    """Overlap of the nearest with the teacher's, per image, (N,), NaN where a fold is too small to tell. strength: of
+    the ridge that maps the features into the teacher's space, None where they are taken as they are."""
 
     overlap: NDArray[np.float64]
     strength: float | None
 
     @property
     def mean(self) -> float:
-        """The mean over images."""
-        return float(self.overlap.mean())
+        """The mean over the images that were scored."""
+        return float(np.nanmean(self.overlap))
 
     def beats(self, other: "Score") -> bool:
         """Whether it is better by more than a standard error of the paired difference."""
         gain = self.overlap - other.overlap
+        gain = gain[~np.isnan(gain)]
         return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 
 
@@ -53,6 +55,8 @@ def folds(targets_NE: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
         at = int(filled.argmin())
         place[members] = at
         filled[at] += members.sum()
+    if filled.min() < SMALLEST:  # one cluster holds nearly all: nothing to keep apart
+        place = np.random.default_rng((seed, 11)).permutation(len(targets_NE)) % FOLDS
     return place
 
 
@@ -106,7 +110,7 @@ def _overlap(
     *,
     same: bool,
 ) -> NDArray[np.float64]:
-    scores = np.zeros(len(teacher))
+    scores = np.full(len(teacher), np.nan)
     for fold in np.unique(fold_N):
         rows = np.flatnonzero(fold_N == fold).astype(np.int64)
         if len(rows) < 3:

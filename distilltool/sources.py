@@ -9,7 +9,7 @@ from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
-from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, open_teacher
+from distilltool.teacher import OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
 
 AUTO = "auto"  # the student that ranks best untrained
 KEYS = ("cut", "width", "preprocess")
@@ -58,13 +58,17 @@ def open_source(
     """
     kind, _, name = spec.partition(":")
     if spec == AUTO:
-        return _of(teacher) if isinstance(teacher, OnnxEmbedder) and not isolate else None
+        readable = isinstance(teacher, OnnxEmbedder) and not isolate and not teacher.model.settings
+        return _of(teacher) if readable and isinstance(teacher, OnnxEmbedder) else None
     if kind == "teacher":
         return _own(teacher, isolate)
     if kind != "onnx":
         return None
     path, _, rest = name.partition(",")
     given = settings(rest).get("preprocess")
+    same = isinstance(teacher, OnnxEmbedder) and file_of(Path(path), isolate).sha256 == teacher.file.sha256
+    if same and (isolate or not given):
+        return _own(teacher, isolate)
 
     def guess(model: OnnxModel, said: Sequence[Mapping[str, Any]]) -> Preprocess:
         from distilltool import probe

@@ -343,7 +343,7 @@ class _Trainer:
         best = read_weights(self.rundir.best)
         if not (self.finetune and self.state.best_step):
             self.student.load_state_dict(best)
-            return 0.0
+            return float(self.finetune)  # the best is the start itself
         start = read_weights(self.rundir.start)
         overlaps = {}
         for share in SHARES:

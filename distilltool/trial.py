@@ -1,5 +1,6 @@
 """Which student, and how it starts: judged untrained, on some of the training images."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import candidates, contest, images, imported, reference, students
+from distilltool import contest, images, imported, reference, students
 from distilltool.augment import plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Score
@@ -19,7 +20,10 @@ from distilltool.student import Student, embed
 from distilltool.students import Backbone, Start
 
 Rows = NDArray[np.float32]
-NO_LIMIT = 1 << 62  # floating-point operations
+CHUNK = 64  # images looked at together
+LEAST_IMAGES = 64  # judged on, however large they are
+BYTES = 3e8  # of images held at once
+SHARE = 0.3  # of the time budget, after which no further student is scored
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 
 
@@ -28,7 +32,7 @@ class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
     of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
     teacher's vectors is the start, by ridge regression of this strength; reference: longer side at which the untrained
-    student is its own reference, 0 for none."""
+    student is its own reference, 0 for none; start: where the weights came from, "" where the student was named."""
 
     spec: str
     input: int
@@ -37,6 +41,7 @@ class Choice:
     mapped: bool = False
     strength: float | None = None
     reference: int = 0
+    start: str = ""
 
     def applied(self, recipe: Recipe) -> Recipe:
         """A recipe with this student."""
@@ -63,8 +68,15 @@ class Trial:
         recipe: Recipe,
         start: Start,
         progress: Progress,
+        fit: Sequence[Candidate] = (),
+        seconds: float | None = None,
     ) -> None:
+        """fit: students to choose from, none where it is named. seconds: the time budget for all of training."""
+        self.fit, self.seconds, self.began = fit, seconds, time.perf_counter()
+        largest = max([one.input for one in fit] or [recipe.student.input]) / (recipe.student.crop_pct or min(KEEPS))
+        most = max(LEAST_IMAGES, int(BYTES / (3 * largest**2)))
         rows = np.flatnonzero(~held)[contest.sample(int((~held).sum()), recipe.seed)]
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
         self.paths = [paths[row] for row in rows]
         self.targets = vectors[rows]
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
@@ -78,14 +90,18 @@ class Trial:
         self.progress.note(f"untrained: {_told(found)}")
         return self._referred(backbone, found)
 
-    def choose(self, side: int | None) -> Choice:
-        """The student that ranks best untrained among those that cost a tenth of the teacher, or as `side` has it."""
-        fit = self._candidates(side)
-        self.progress.begin("scoring students", len(fit), "students")
-        found, refused = [], []
-        for one in fit:
+    def choose(self) -> Choice:
+        """The student that ranks best untrained."""
+        self.progress.begin("scoring students", len(self.fit), "students")
+        found, refused = list[tuple[Scored, Candidate]](), list[str]()
+        for one in self.fit:
+            if found and self.seconds and time.perf_counter() - self.began > SHARE * self.seconds:
+                refused.append(f"{one.spec}: no time was left to score it")
+                continue
             try:
                 backbone = students.build(one.spec, replace(self.start, input=one.input))
+                if self.recipe.student.dim > backbone.width:
+                    raise DistillError(f"it has {backbone.width} features, fewer than --dim", "ask for a smaller --dim")
                 found.append((self._best_of(backbone, one.spec, one.input), one))
             except DistillError as error:
                 refused.append(f"{one.spec}: {error.message}")
@@ -93,26 +109,31 @@ class Trial:
         self.progress.end()
         if not found:
             raise DistillError(
-                f"no student is at hand{': ' + refused[0] if refused else ''}",
+                f"none of the students at hand can be used ({'; '.join(refused)})",
                 "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE",
             )
         found.sort(key=lambda found: -found[0].score.mean)
         for place, (scored, one) in enumerate(found):
             said = "taken" if place == 0 else "runner-up"
             self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image")
+        for one_refused in refused:
+            self.progress.note(f"left out: {one_refused}")
         taken = found[0][0]
         spec, longer = taken.choice.spec, taken.choice.input
-        return self._referred(students.build(spec, replace(self.start, input=longer)), taken)
+        backbone = students.build(spec, replace(self.start, input=longer))
+        return replace(self._referred(backbone, taken), start=backbone.start)
 
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
         choice, how = scored.choice, self.recipe.reference
-        if not how.weight or how.input:
-            return replace(choice, reference=how.input if how.weight else 0)
-        best, side = contest.as_they_are(*self._looked(backbone, choice.input, choice.keep)), 0
+        if not how.weight or not backbone.native:
+            return choice
+        if how.input:
+            return replace(choice, reference=how.input)
+        best, side = self._seen_at(backbone, choice, choice.input), 0
         for larger in reference.sides(choice.input, backbone.native):
             try:
-                score = contest.as_they_are(*self._looked(backbone, larger, choice.keep))
+                score = self._seen_at(backbone, choice, larger)
             except (AssertionError, RuntimeError):  # networks that torch or timm build for one size alone
                 continue
             if score.beats(best):
@@ -121,12 +142,12 @@ class Trial:
             self.progress.note(f"its own reference at {side} px, where it keeps {100 * best.mean:.0f} % of the top-10")
         return replace(choice, reference=side)
 
-    def _looked(self, backbone: Backbone, side: int, keep: float) -> tuple[Rows, Rows, NDArray[np.int64]]:
-        """Features at a size, the teacher's vectors and the folds."""
+    def _seen_at(self, backbone: Backbone, choice: Choice, side: int) -> Score:
+        """How the features rank at a size."""
         size = imported.scaled(self.seen_by.size, side)
-        pixels = self._pixels(size, keep)
-        features = embed(Student(backbone, 0, bias=False), plain(pixels, size, keep), features=True)
-        return features, self.targets, contest.folds(self.targets, self.recipe.seed)
+        features = _features(Student(backbone, 0, bias=False), self._pixels(size, choice.keep), size, choice.keep)
+        fold = contest.folds(self.targets, self.recipe.seed)
+        return contest.as_they_are(features, self.targets, fold, centre=choice.centre)
 
     def _pixels(self, size: tuple[int, int], least: float) -> NDArray[np.uint8]:
         """The images judged on, whole, so large that this share of their sides is a student's image."""
@@ -135,13 +156,6 @@ class Trial:
         if lost:
             raise images.spoilt(lost[0].path, lost[0].reason)
         return pixels
-
-    def _candidates(self, side: int | None) -> list[Candidate]:
-        source, longest = self.start.source, max(self.seen_by.size)
-        if source is None:
-            return candidates.of_timm(NO_LIMIT, side or self.recipe.student.input, longest, self.start.fetch)
-        cost = int(candidates.USUAL * candidates.total(source))
-        return candidates.of_teacher(source, cost, side) + candidates.of_timm(cost, side, longest, self.start.fetch)
 
     def _best_of(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """The best part of the image to look at, and the best way to start."""
@@ -152,13 +166,19 @@ class Trial:
         student = Student(backbone, 0, bias=False)
         best: Scored | None = None
         for keep in keeps:
-            features = embed(student, plain(pixels, size, keep), features=True)
+            features = _features(student, pixels, size, keep)
             choice = Choice(spec=spec, input=side, keep=keep)
             scored = _start_of(features, self.targets, fold, self.recipe, choice)
             if best is None or scored.score.beats(best.score):
                 best = scored
         assert best is not None
         return best
+
+
+def _features(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int], keep: float) -> Rows:
+    """Of the middle of whole images, a few at a time."""
+    starts = range(0, len(pixels), CHUNK)
+    return np.concatenate([embed(student, plain(pixels[at : at + CHUNK], size, keep), features=True) for at in starts])
 
 
 def _start_of(

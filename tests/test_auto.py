@@ -19,16 +19,17 @@ from distilltool.teacher import TeacherOptions, open_teacher
 from distilltool.train import read_weights
 
 pytestmark = pytest.mark.slow
-SIDE = 96
+SIDE = 128
 QUICK = ["schedule.epochs=2", "schedule.batch=16", "schedule.evaluations=2"]
-FLAGS = [*PRE_FLAGS, "--input", "64", *[word for one in QUICK for word in ("--set", one)], "--store", "ledger.sqlite"]
+FLAGS = [*PRE_FLAGS, *[word for one in QUICK for word in ("--set", one)], "--store", "ledger.sqlite"]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolutional teacher, exported as users do it, and photographs."""
     root = tmp_path_factory.mktemp("auto")
-    export(network("mobilenetv3_small_050", 0), root / "teacher.onnx", torch.rand(2, 3, SIDE, SIDE), new=False)
+    export(network("resnet18", 0), root / "teacher.onnx", torch.rand(2, 3, SIDE, SIDE), new=False)
+    export(network("mobilenetv3_small_050", 10), root / "other.onnx", torch.rand(2, 3, 96, 96), new=False)
     photo_folder(root / "imgs", 60)
     return root
 
@@ -50,8 +51,8 @@ def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
     assert found[0].spec == "teacher" and all(one.spec.startswith("teacher:cut=") for one in found[1:])
     assert len({one.spec for one in found}) == len(found)
     assert candidates.of_teacher(source, whole // 1000, None) == []
-    asked = candidates.of_teacher(source, 1, 80)  # a side that is asked for is taken whatever it costs
-    assert asked and {one.input for one in asked} == {80}
+    asked = candidates.of_teacher(source, whole // 2, 80)
+    assert asked and {one.input for one in asked} == {80} and all(one.flops <= whole // 2 for one in asked)
 
 
 def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,10 +60,10 @@ def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeyp
     code, out, err = run(work, "distill", "teacher.onnx", "imgs", *FLAGS, "--out", "auto", "--json")
     assert code == 0, err
     flat = " ".join(err.split())
-    assert flat.count("runner-up: teacher") >= 2 and "taken: teacher" in flat and "scratch" not in flat
+    assert "runner-up: teacher:cut=" in flat and "taken: teacher:cut=" in flat and "scratch" not in flat
     report = json.loads(out)
     chosen = json.loads((work / "auto" / "choice.json").read_text())
-    assert report["student"]["spec"] == chosen["spec"] and report["student"]["input"] == [64, 64]
+    assert report["student"]["spec"] == chosen["spec"] and report["student"]["input"] == [chosen["input"]] * 2
     assert report["student"]["start"].startswith("the weights of teacher.onnx")
     (work / "teacher.onnx").rename(work / "away.onnx")
     try:  # the run holds all that the student is
@@ -77,7 +78,7 @@ def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
 ) -> None:
     """With a reference too: what it knows of each view is made once and read again."""
     monkeypatch.chdir(work)
-    flags = [*FLAGS, "--student", "onnx:teacher.onnx,preprocess=unit", "--set", "reference.input=96"]
+    flags = [*FLAGS, "--student", "onnx:other.onnx,preprocess=unit", "--input", "64", "--set", "reference.input=112"]
     flags += ["--set", "reference.weight=2"]
     words = ["distilltool", "distill", "teacher.onnx", "imgs", *flags, "--out"]
     code, _, err = run(work, *words[1:], "whole")
@@ -86,13 +87,29 @@ def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
     assert first.returncode == 130, first.stderr
     code, _, err = run(work, *words[1:], "stopped")
     assert code == 0 and "going on from step 3" in " ".join(err.split())
-    assert json.loads((work / "whole" / "choice.json").read_text())["reference"] == 96
+    assert json.loads((work / "whole" / "choice.json").read_text())["reference"] == 112
     whole, stopped = (read_weights(work / name / "student.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
 
 
-def test_nothing_at_hand_is_an_error_and_never_a_start_from_scratch(tmp_path: Path) -> None:
-    """A teacher too small to be cut, no weights on the machine: one line that says what to name."""
+def test_the_whole_teacher_is_no_reference_under_any_name(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its own size it would be the teacher, asked about every view for nothing."""
+    monkeypatch.chdir(work)
+    forced = [*FLAGS, "--input", "64", "--set", "reference.weight=1", "--set", "reference.input=128"]
+    for place, spec in enumerate(("teacher", "teacher:cut=1.0", "onnx:teacher.onnx")):
+        code, _, err = run(work, "distill", "teacher.onnx", "imgs", *forced, "--student", spec, "--out", f"ref{place}")
+        assert code == 0, err
+        assert json.loads((work / f"ref{place}" / "choice.json").read_text())["reference"] == 0
+
+
+def test_more_dimensions_than_features_are_told_and_not_trained(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    code, _, err = run(work, "distill", "teacher.onnx", "imgs", *FLAGS, "--dim", "4000", "--out", "wide")
+    assert code == 1 and "fewer than --dim" in " ".join(err.split())
+
+
+def test_nothing_at_hand_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    """A teacher too small to be cut, no weights on the machine: one line that says what to name, and no query."""
     onnx_teacher(tmp_path / "teacher.onnx", size=(48, 48), dim=24)
     photo_folder(tmp_path / "imgs", 50)
     with pytest.raises(DistillError, match="no student is at hand") as found:
@@ -104,3 +121,4 @@ def test_nothing_at_hand_is_an_error_and_never_a_start_from_scratch(tmp_path: Pa
             preprocess=PRE,
         )
     assert "--student timm:NAME" in found.value.fix
+    assert not (tmp_path / "ledger.sqlite").exists() and not (tmp_path / "run").exists()

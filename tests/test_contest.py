@@ -82,3 +82,19 @@ def test_better_means_by_more_than_a_standard_error(gain: float, spread: float, 
     wobble = rng.normal(0, spread, 200)
     other = Score(overlap=base + gain + wobble - wobble.mean(), strength=None)
     assert other.beats(Score(overlap=base, strength=None)) is better
+
+
+def test_equal_answers_still_make_folds() -> None:
+    """One cluster that holds all images is cut across, and nothing is divided by nothing."""
+    targets = contest.unit_rows(np.ones((40, 6), np.float32) + 1e-6 * np.random.default_rng(7).normal(size=(40, 6)))
+    fold = contest.folds(targets.astype(np.float32), seed=0)
+    assert np.bincount(fold, minlength=contest.FOLDS).min() >= contest.SMALLEST
+    features = np.random.default_rng(8).normal(size=(40, 9)).astype(np.float32)
+    assert 0 <= contest.mapped(features, targets.astype(np.float32), fold, gallery=False).mean <= 1
+
+
+def test_folds_too_small_to_rank_are_left_out() -> None:
+    targets = groups(60, 8, seed=9)
+    lumpy = np.array([0] * 57 + [1, 2, 3])
+    perfect = contest.as_they_are(targets, targets, lumpy, centre=False)
+    assert perfect.mean == 1 and np.isnan(perfect.overlap[-3:]).all()

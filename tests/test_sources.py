@@ -50,14 +50,14 @@ def test_a_file_that_is_not_there(tmp_path: Path, teacher: Path) -> None:
 
 
 def test_a_preprocessing_that_does_not_exist(tmp_path: Path, teacher: Path) -> None:
-    onnx_teacher(tmp_path / "s.onnx")
+    onnx_teacher(tmp_path / "s.onnx", seed=5)
     with pytest.raises(DistillError, match="imagenette"):
         found(f"onnx:{tmp_path / 's.onnx'},preprocess=imagenette", opened(teacher))
 
 
 def test_a_guess_that_is_not_clear_asks_to_be_told(tmp_path: Path, teacher: Path) -> None:
     """Random weights find no photograph again better in one way than in another."""
-    onnx_teacher(tmp_path / "s.onnx")
+    onnx_teacher(tmp_path / "s.onnx", seed=5)
     with pytest.raises(DistillError, match=r"nothing says how s\.onnx wants its images") as caught:
         found(f"onnx:{tmp_path / 's.onnx'}", opened(teacher), photos=photo_folder(tmp_path / "p", 12))
     assert "preprocess=imagenet" in str(caught.value.fix)
@@ -109,3 +109,13 @@ def test_weights_beside_such_a_student_are_refused(tmp_path: Path, teacher: Path
             out=tmp_path / "run",
         )
     assert not (tmp_path / "l.sqlite").exists(), "nothing was asked"
+
+
+def test_the_teachers_file_under_another_name_is_the_teacher(tmp_path: Path, teacher: Path) -> None:
+    """It is known how it wants its images, and what it may not be run for."""
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(teacher.read_bytes())
+    own = found("teacher", opened(teacher))
+    assert found(f"onnx:{copy}", opened(teacher)) == own
+    with pytest.raises(DistillError, match="--isolate"):
+        found(f"onnx:{copy}", opened(teacher), isolate=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from distilltool import images, imported, objective, reference, ridge, search, students, train
 from distilltool.augment import plain
+from distilltool.candidates import Candidate
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Exit
@@ -31,6 +32,7 @@ from distilltool.train import Data, Outcome
 from distilltool.trial import Choice, Trial
 
 MIN_IMAGES = 32
+LEAST_SEEN = 0.25  # share of an image's sides
 MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
@@ -50,6 +52,11 @@ class Answered:
 def check(recipe: Recipe) -> None:
     """Fail on what is wrong with a recipe before anything is asked or trained."""
     objective.check_losses(recipe, recipe.space == "teacher")
+    if 0 < recipe.student.crop_pct < LEAST_SEEN:
+        raise DistillError(
+            f"student.crop_pct={recipe.student.crop_pct} leaves too little of an image",
+            f"use {LEAST_SEEN} to 1, or 0 to have it chosen",
+        )
     if recipe.space == "teacher" and recipe.student.dim:
         raise DistillError(
             "--dim and the teacher's space exclude each other: its vectors have its dimension",
@@ -93,13 +100,13 @@ def distill(
     *,
     isolate: bool,
     seconds: float | None,
-    side: int | None = None,
+    fit: Sequence[Candidate] = (),
     progress: Progress,
 ) -> DistillReport:
     """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
 
     backbone: the student's, None where it is to be chosen by what ranks best untrained. start: where weights come from;
-    side: the longer side of the student's images, where it is asked for. isolate: the teacher's file is not to be
+    fit: students to choose from. isolate: the teacher's file is not to be
     trusted by later commands on this run either. seconds: wall time for training as a whole, caching and evaluation
     included.
     """
@@ -109,13 +116,18 @@ def distill(
     if backbone is not None:
         _say_start(backbone.start, recipe.student.spec, start.fetch, progress)
     held = _split(run, answered, recipe)
-    trial = Trial(
-        [photo.path for photo in answered.photos], answered.vectors, held, teacher.preprocess, recipe, start, progress
-    )
-    choice = _settled(run, lambda: trial.judge(backbone) if backbone is not None else trial.choose(side))
+    paths = [photo.path for photo in answered.photos]
+    trial = Trial(paths, answered.vectors, held, teacher.preprocess, recipe, start, progress, fit, seconds)
+    choice = _settled(run, lambda: trial.judge(backbone) if backbone is not None else trial.choose())
     if backbone is None:
         recipe = choice.applied(recipe)
         backbone = students.build(choice.spec, replace(start, input=choice.input))
+        if backbone.start != choice.start:
+            raise DistillError(
+                f"the run {run.root} began from {choice.start}, which is gone", "start it anew with --restart"
+            )
+    if seconds is not None and time.perf_counter() - began > seconds / 2:
+        progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
@@ -136,11 +148,13 @@ def distill(
 
 
 def describer(backbone: Backbone, seen_by: Preprocess, longer: int, progress: Progress) -> Describe | None:
-    """What a pretrained student makes of images, for choosing which to ask about; None where it starts from scratch.
+    """What a pretrained student makes of images, for choosing which to ask about.
+
+    None where it starts from scratch, and where it is the teacher itself, which would be asked unmetered.
 
     seen_by: the teacher's preprocessing. longer: side of the student's images, in pixels.
     """
-    if backbone.start == "scratch":
+    if backbone.start == "scratch" or backbone.whole:
         return None
 
     def describe(photos: Sequence[Photo]) -> NDArray[np.float32]:
@@ -307,7 +321,7 @@ def _make_student(
     if run.checkpoint.exists():  # everything below would be overwritten
         return student
     if backbone.start == "scratch":
-        _calibrate(student, data.pixels, data.size, recipe.seed)
+        _calibrate(student, data.pixels, data.size, data.keep, recipe.seed)
     features = _features(student, data)
     if choice.centre:
         with torch.no_grad():
@@ -341,7 +355,7 @@ def _features(student: Student, data: Data) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int], seed: int) -> None:
+def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int], keep: float, seed: int) -> None:
     """Give a fresh network the batch-norm statistics of these images, so that it means something before training."""
     norms = [m for m in student.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
@@ -352,7 +366,7 @@ def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int
     device = student.factor.device
     rows = np.random.default_rng((seed, 6)).permutation(len(pixels))[: CALIBRATION * 32]
     for at in range(0, len(rows) - len(rows) % 2, 32):
-        student(to_pixels(plain(pixels[np.sort(rows[at : at + 32])], size)).to(device))
+        student(to_pixels(plain(pixels[np.sort(rows[at : at + 32])], size, keep)).to(device))
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
 
@@ -492,7 +506,7 @@ def load_student(run: RunDir) -> TorchEmbedder:
     if run.architecture.exists():
         backbone = students.rebuilt(run.architecture, card.start)
     else:
-        backbone = students.build(card.spec, Start(input=card.input[0], seed=0))
+        backbone = students.build(card.spec, Start(input=max(card.input), seed=0))
     if card.form != FORM:
         raise DistillError(f"the run {run.root} was made by an earlier version", "run distill again, with --restart")
     student = Student(backbone, card.head, card.bias)

@@ -15,6 +15,7 @@ from distilltool.imported import Imported, Looks
 from distilltool.preprocess import Preprocess
 from distilltool.sources import Source
 
+NEARLY = 0.95  # of a network's work: with so much it is as good as whole
 WHOLE = ("teacher",)  # kinds that need no name
 
 
@@ -30,6 +31,7 @@ class Start:
     fetch: str = "none"
     weights: Path | None = None
     source: Source | None = None
+    teacher: str = ""
     prepared: Preprocess | None = None
     photos: tuple[Path, ...] = ()
 
@@ -40,7 +42,8 @@ class Backbone:
 
     mean, std: of pixels / 255 in RGB. start: where the weights came from, "scratch" where from nowhere. architecture:
     the graph without its weights' numbers, for networks that no library can rebuild by name. native: longer side in
-    pixels of the images it was trained on, 0 where unknown or where the teacher itself would be run at it.
+    pixels of the images it was trained on, 0 where unknown or where the teacher itself would be run at it. whole: it is
+    all of the teacher's own network.
     """
 
     module: nn.Module
@@ -50,6 +53,7 @@ class Backbone:
     start: str
     architecture: bytes | None = None
     native: int = 0
+    whole: bool = False
 
 
 def build(spec: str, start: Start) -> Backbone:
@@ -64,11 +68,8 @@ def build(spec: str, start: Start) -> Backbone:
     return backbone
 
 
-def grown(settings: Mapping[str, str], start: Start, *, whole_teacher: bool = False) -> Backbone:
-    """A backbone made of the graph of `start.source`, as the settings of its spec ask.
-
-    whole_teacher: it is the teacher's own, all of it: at its native size it would be the teacher, asked for nothing.
-    """
+def grown(settings: Mapping[str, str], start: Start) -> Backbone:
+    """A backbone made of the graph of `start.source`, as the settings of its spec ask."""
     if start.weights is not None:
         raise DistillError("a student made of an ONNX file has its weights already", "leave --weights away")
     assert start.source is not None  # opened before anything is built
@@ -82,7 +83,8 @@ def grown(settings: Mapping[str, str], start: Start, *, whole_teacher: bool = Fa
         said.append(f"{100 * part.width:g} % of its channels")
     share = f" ({100 * made.share:.0f} % of its work)" if len(said) > 1 else ""
     made_of = _backbone(made.module, ", ".join(said) + share, made.architecture)
-    return replace(made_of, native=0 if whole_teacher else max(start.source.preprocess.size))
+    whole = made.share > NEARLY and start.source.sha256 == start.teacher  # at its native size it would be the teacher
+    return replace(made_of, native=0 if whole else max(start.source.preprocess.size), whole=whole)
 
 
 def rebuilt(architecture: Path, start: str) -> Backbone:

@@ -6,5 +6,4 @@ from distilltool.students import Backbone, Start, grown
 
 def teacher(name: str, start: Start) -> Backbone:
     """The teacher's graph with its weights: `teacher`, `teacher:cut=0.6`, `teacher:cut=TENSOR`, `teacher:width=0.5`."""
-    settings = sources.settings(name)
-    return grown(settings, start, whole_teacher=not settings)
+    return grown(sources.settings(name), start)
