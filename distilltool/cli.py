@@ -107,8 +107,8 @@ Pre = Annotated[
         show_default=False,
         help=(
             "How the teacher wants its images: imagenet, clip, tf, unit, raw, raw-bgr, caffe, a JSON FILE, or "
-            "field=value (size, resize, resize_to, interpolation, scale, mean, std, channels, layout, dtype). May be "
-            "repeated; later ones win."
+            "field=value (size, resize, resize_to, crop_pct, interpolation, scale, mean, std, channels, layout, "
+            "dtype). May be repeated; later ones win."
         ),
     ),
 ]
