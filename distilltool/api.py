@@ -217,7 +217,7 @@ def distill(
     backbone = None if auto else students.build(chosen.student.spec, start)
     if auto and not run.manifest.exists():
         said_side = None if unsaid else chosen.student.input
-        fit = candidates.at_hand(source, said_side, max(embedder.preprocess.size), start.fetch).fit
+        fit = candidates.at_hand(source, said_side, max(embedder.preprocess.size), start.fetch)
     if backbone is not None:
         plan["start"] = backbone.start
         stage.check_student(chosen, backbone)

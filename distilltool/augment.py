@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distilltool.recipe import Augment
-from distilltool.student import to_pixels
+from distilltool.student import Student, embed, to_pixels
 
+CHUNK = 64  # images embedded together
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh grey
 
 
@@ -122,6 +123,20 @@ def plain(pixels_NHWC: NDArray[np.uint8], size: tuple[int, int], keep: float = 1
         .contiguous()
         .numpy()
     )
+
+
+def embed_plain(
+    student: Student,
+    pixels_NHWC: NDArray[np.uint8],
+    size: tuple[int, int],
+    keep: float,
+    *,
+    features: bool = False,
+) -> NDArray[np.float32]:
+    """Vectors of cached images without augmentation, (N, D), or their pooled features; a few images at a time."""
+    starts = range(0, len(pixels_NHWC), CHUNK)
+    parts = [embed(student, plain(pixels_NHWC[at : at + CHUNK], size, keep), features=features) for at in starts]
+    return np.concatenate(parts)
 
 
 def coloured(pixels_NCHW: Tensor, views: Sequence[View]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,15 +32,7 @@ class Candidate:
 NO_LIMIT = 1 << 62  # floating-point operations
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AtHand:
-    """What could be made. refused: why something could not, in words."""
-
-    fit: tuple[Candidate, ...]
-    refused: tuple[str, ...]
-
-
-def at_hand(source: Source | None, side: int | None, longest: int, fetch: str) -> AtHand:
+def at_hand(source: Source | None, side: int | None, longest: int, fetch: str) -> tuple[Candidate, ...]:
     """Students that cost a tenth of the teacher, or where it is no file whatever small network there is.
 
     side: the longer side of their images where it is asked for; longest: of the teacher's. Raises DistillError where
@@ -59,7 +52,7 @@ def at_hand(source: Source | None, side: int | None, longest: int, fetch: str) -
             f"no student is at hand that costs a tenth of the teacher{size}" + "".join(f" ({one})" for one in refused),
             "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE, or teacher with --input",
         )
-    return AtHand(fit=fit, refused=tuple(refused))
+    return fit
 
 
 def total(source: Source) -> int:
@@ -67,6 +60,7 @@ def total(source: Source) -> int:
     return _cuts(source)[-1].flops
 
 
+@lru_cache(maxsize=1)  # asked for the total and for the parts of one file
 def _cuts(source: Source) -> Sequence[Cut]:
     model = trainable.read_whole(source.path)
     found = trainable.cuts(model, source.output, source.preprocess.size)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import metrics, ridge, search
+from distilltool.embedder import unit
 from distilltool.metrics import Task
 
 FOLDS = 4
@@ -64,7 +65,7 @@ def as_they_are(
     features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64], *, centre: bool = True
 ) -> Score:
     """Features at length 1, less their mean where they are centred, compared among themselves within each fold."""
-    rows = centred(features_NF) if centre else unit_rows(features_NF)
+    rows = centred(features_NF) if centre else unit(features_NF)
     return Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=True), strength=None)
 
 
@@ -75,13 +76,13 @@ def mapped(
 
     gallery: put to the teacher's own vectors instead of compared among themselves.
     """
-    features = torch.from_numpy(unit_rows(features_NF))
+    features = torch.from_numpy(unit(features_NF))
     predicted = {strength: np.zeros_like(targets_NE) for strength in STRENGTHS}
     for fold in range(FOLDS):
         inside = torch.from_numpy(fold_N == fold)
         known = torch.from_numpy(targets_NE)[~inside]
         for strength, made in ridge.predict(features[~inside], known, features[inside], STRENGTHS).items():
-            predicted[strength][fold_N == fold] = unit_rows(made.numpy())
+            predicted[strength][fold_N == fold] = unit(made.numpy())
     found = [
         Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=not gallery), strength=strength)
         for strength, rows in predicted.items()
@@ -91,15 +92,8 @@ def mapped(
 
 def centred(features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows at length 1, less their mean, at length 1 again."""
-    rows = unit_rows(features_NF)
-    return unit_rows(rows - rows.mean(axis=0))
-
-
-def unit_rows(rows_NF: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows at length 1."""
-    length = np.linalg.norm(rows_NF, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = (rows_NF / np.maximum(length, 1e-12)).astype(np.float32)
-    return scaled
+    rows = unit(features_NF)
+    return unit(rows - rows.mean(axis=0))
 
 
 def _overlap(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from distilltool import images, metrics
-from distilltool.augment import Batch, make_batch, plain
+from distilltool.augment import Batch, embed_plain, make_batch
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
 from distilltool.metrics import Task
@@ -169,7 +169,8 @@ class _Trainer:
                 save_weights(self.rundir.start, self.student)
                 self.scales.copy_(sizes(self.student))
             if self.bank is not None:
-                self.bank.student.copy_(_as_seen(self.student, self.data))
+                seen = embed_plain(self.student, self.data.pixels, self.data.size, self.data.keep)
+                self.bank.student.copy_(torch.from_numpy(seen))
         self.student.train()
         self.progress.begin("training", self._planned(), "steps", self.state.step)
         with stop_gently() as wish:
@@ -369,13 +370,6 @@ class _Trainer:
     def _log(self, entry: dict[str, Any]) -> None:
         with self.rundir.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def _as_seen(student: Student, data: Data) -> Tensor:
-    """The student's vectors of the training images without augmentation, (N, D)."""
-    starts = range(0, len(data.pixels), 256)
-    parts = [embed(student, plain(data.pixels[at : at + 256], data.size, data.keep)) for at in starts]
-    return torch.from_numpy(np.concatenate(parts))
 
 
 def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Optimizer:

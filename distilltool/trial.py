@@ -9,18 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import contest, images, imported, reference, students
-from distilltool.augment import plain
+from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Score
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
-from distilltool.student import Student, embed
+from distilltool.student import Student
 from distilltool.students import Backbone, Start
 
 Rows = NDArray[np.float32]
-CHUNK = 64  # images looked at together
 LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is scored
@@ -145,7 +144,9 @@ class Trial:
     def _seen_at(self, backbone: Backbone, choice: Choice, side: int) -> Score:
         """How the features rank at a size."""
         size = imported.scaled(self.seen_by.size, side)
-        features = _features(Student(backbone, 0, bias=False), self._pixels(size, choice.keep), size, choice.keep)
+        student = Student(backbone, 0, bias=False)
+        pixels = self._pixels(size, choice.keep)
+        features = embed_plain(student, pixels, size, choice.keep, features=True)
         fold = contest.folds(self.targets, self.recipe.seed)
         return contest.as_they_are(features, self.targets, fold, centre=choice.centre)
 
@@ -166,19 +167,13 @@ class Trial:
         student = Student(backbone, 0, bias=False)
         best: Scored | None = None
         for keep in keeps:
-            features = _features(student, pixels, size, keep)
+            features = embed_plain(student, pixels, size, keep, features=True)
             choice = Choice(spec=spec, input=side, keep=keep)
             scored = _start_of(features, self.targets, fold, self.recipe, choice)
             if best is None or scored.score.beats(best.score):
                 best = scored
         assert best is not None
         return best
-
-
-def _features(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int], keep: float) -> Rows:
-    """Of the middle of whole images, a few at a time."""
-    starts = range(0, len(pixels), CHUNK)
-    return np.concatenate([embed(student, plain(pixels[at : at + CHUNK], size, keep), features=True) for at in starts])
 
 
 def _start_of(

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from distilltool import contest, ridge
 from distilltool.contest import Score
+from distilltool.embedder import unit
 
 Rows = NDArray[np.float32]
 
@@ -15,9 +16,7 @@ def groups(count: int, dim: int, seed: int, spread: float = 0.5) -> Rows:
     """Vectors of length 1 in eight groups."""
     rng = np.random.default_rng(seed)
     middles = rng.normal(size=(8, dim))
-    return contest.unit_rows(middles[rng.integers(0, 8, count)] + spread * rng.normal(size=(count, dim))).astype(
-        np.float32
-    )
+    return unit(middles[rng.integers(0, 8, count)] + spread * rng.normal(size=(count, dim))).astype(np.float32)
 
 
 def test_predictions_are_those_of_the_fitted_head() -> None:
@@ -46,8 +45,8 @@ def test_the_teachers_own_vectors_are_perfect_and_noise_is_not() -> None:
     targets = groups(300, 24, seed=2)
     fold = contest.folds(targets, seed=0)
     means = targets - targets.mean(axis=0)
-    assert contest.as_they_are(contest.unit_rows(means), contest.unit_rows(means), fold).mean > 0.95
-    off = contest.unit_rows(means + 2)
+    assert contest.as_they_are(unit(means), unit(means), fold).mean > 0.95
+    off = unit(means + 2)
     assert contest.as_they_are(off, off, fold, centre=False).mean == 1 > contest.as_they_are(off, off, fold).mean
     noise = np.random.default_rng(3).normal(size=targets.shape).astype(np.float32)
     assert contest.as_they_are(noise, targets, fold).mean < 0.4
@@ -86,7 +85,7 @@ def test_better_means_by_more_than_a_standard_error(gain: float, spread: float, 
 
 def test_equal_answers_still_make_folds() -> None:
     """One cluster that holds all images is cut across, and nothing is divided by nothing."""
-    targets = contest.unit_rows(np.ones((40, 6), np.float32) + 1e-6 * np.random.default_rng(7).normal(size=(40, 6)))
+    targets = unit(np.ones((40, 6), np.float32) + 1e-6 * np.random.default_rng(7).normal(size=(40, 6)))
     fold = contest.folds(targets.astype(np.float32), seed=0)
     assert np.bincount(fold, minlength=contest.FOLDS).min() >= contest.SMALLEST
     features = np.random.default_rng(8).normal(size=(40, 9)).astype(np.float32)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import images, imported, objective, reference, ridge, search, students, train
-from distilltool.augment import plain
+from distilltool.augment import embed_plain, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher
@@ -322,7 +322,7 @@ def _make_student(
         return student
     if backbone.start == "scratch":
         _calibrate(student, data.pixels, data.size, data.keep, recipe.seed)
-    features = _features(student, data)
+    features = torch.from_numpy(embed_plain(student, data.pixels, data.size, data.keep, features=True))
     if choice.centre:
         with torch.no_grad():
             student.centre.copy_(features.mean(dim=0))
@@ -345,13 +345,6 @@ def _fill(layer: torch.nn.Linear | None, head: ridge.Head) -> None:
         layer.weight.copy_(head.weight)
         assert layer.bias is not None
         layer.bias.copy_(head.bias)
-
-
-def _features(student: Student, data: Data) -> torch.Tensor:
-    """Pooled features of the cached images without augmentation, (N, width)."""
-    starts = range(0, len(data.pixels), 256)
-    parts = [embed(student, plain(data.pixels[at : at + 256], data.size, data.keep), features=True) for at in starts]
-    return torch.from_numpy(np.concatenate(parts))
 
 
 @torch.no_grad()
