@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +30,7 @@ from distilltool.defaults import (
     TIMEOUT,
 )
 from distilltool.embedder import Embedder, Teacher, unit
-from distilltool.errors import DistillError, Exit
+from distilltool.errors import DistillError, Exit, NoStudent
 from distilltool.images import Inventory
 from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
 from distilltool.preprocess import Preprocess
@@ -43,14 +44,27 @@ from distilltool.report import (
     LedgerExportReport,
     LedgerShowReport,
     LedgerVerifyReport,
+    ParetoReport,
     QueryReport,
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
 from distilltool.sources import AUTO, asked, open_source
 from distilltool.stages import query as query_stage
-from distilltool.teacher import SPACE_KEY, Guess, OnnxEmbedder, OnnxModel, TeacherOptions, file_of, open_teacher
+from distilltool.target import PARETO
+from distilltool.target import parse as parse_target
+from distilltool.teacher import (
+    DIMS_KEY,
+    SPACE_KEY,
+    Guess,
+    OnnxEmbedder,
+    OnnxModel,
+    TeacherOptions,
+    file_of,
+    open_teacher,
+)
 
+DIGITS = 7  # of a length that a file may claim
 NAME = 48  # letters taken over into a file's name, which may have 255 bytes
 
 if TYPE_CHECKING:
@@ -143,6 +157,8 @@ def distill(
     student: str | None = None,
     input_size: int | None = None,
     dim: int | None = None,
+    dims: Sequence[int] = (),
+    target: str | None = None,
     weights: str | Path | None = None,
     time_budget: float | None = None,
     changes: Sequence[str] = (),
@@ -168,16 +184,20 @@ def distill(
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
 
     teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
-    `key=value` of the recipe. dim: length of the student's vectors. space: "teacher" for vectors that can be compared
-    with the teacher's, "own" for a space of the student's own; None is the recipe's.
+    `key=value` of the recipe. dim: length of the student's vectors; dims: lengths at which they are of use when cut,
+    the longest of them instead of `dim`. target: what the student may cost, as `flops<0.1x`, `flops<100M` or
+    `p50<5ms@cpu:1`; of those at hand, or of the sizes of the one that is named, what ranks best untrained. space:
+    "teacher" for vectors that can be compared with the teacher's, "own" for a space of the student's own; None is the
+    recipe's.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
     from distilltool import candidates, imported, students
+    from distilltool.candidates import Sought
     from distilltool.stages import distill as stage
     from distilltool.students import Start
 
     watch = progress or Silent()
-    chosen = _choose(recipe, changes, student, input_size, dim, seed)
+    chosen = _choose(recipe, changes, student, input_size, dim, dims, seed)
     if space is not None:
         chosen = stage.in_space(chosen, space)
     stage.check(chosen)
@@ -188,6 +208,7 @@ def distill(
     options = _options(preprocess, output, pool, inputs, device, isolate)
     taken = cache(lambda: _take_stock(images_dir))
     embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
+    goal = parse_target(target) if target is not None else None
     unsaid = input_size is None and not any(change.startswith("student.input") for change in changes)
     if unsaid:
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
@@ -197,6 +218,7 @@ def distill(
     if auto and weights is not None:
         raise DistillError("--weights belong to one student", "name it with --student timm:NAME")
     source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
+    side = None if unsaid else chosen.student.input
     if source is not None and unsaid:
         side = imported.only_side(source, imported.part_of(asked(chosen.student.spec)))
         chosen = replace(chosen, student=replace(chosen.student, input=side or chosen.student.input))
@@ -210,14 +232,17 @@ def distill(
         fetch="cached" if auto or student is None else "online",  # a hub is asked for what the user names alone
         teacher=embedder.key.sha256,
     )
-    plan = _made_from(embedder, chosen, start, time_budget)
+    plan = {**_made_from(embedder, chosen, start, time_budget), "target": target}
     if not restart:
         run.check(plan)
     fit: Sequence[Candidate] = ()
-    backbone = None if auto else students.build(chosen.student.spec, start)
-    if auto and not run.manifest.exists():
-        said_side = None if unsaid else chosen.student.input
-        fit = candidates.at_hand(source, said_side, max(embedder.preprocess.size), start.fetch)
+    backbone = None if auto or goal else students.build(chosen.student.spec, start)
+    if backbone is None and (restart or not (run.manifest.exists() or run.choice.exists())):
+        whole = source if auto else open_source(AUTO, embedder, isolate, [], watch)
+        sought = Sought(
+            spec=chosen.student.spec, goal=goal, side=None if auto and unsaid else side, dim=chosen.student.dim
+        )
+        fit = candidates.at_hand(sought, whole, start, watch)
     if backbone is not None:
         plan["start"] = backbone.start
         stage.check_student(chosen, backbone)
@@ -249,6 +274,67 @@ def distill(
         seconds=time_budget,
         progress=watch,
     )
+
+
+def pareto(
+    teacher: str | Path,
+    images_dir: str | Path,
+    *,
+    targets: Sequence[str] = PARETO,
+    out: str | Path | None = None,
+    recipe: str = RECIPE,
+    time_budget: float | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> ParetoReport:
+    """Train a student for each of several targets from the same answers, into folders inside `out`, and compare them.
+
+    targets: as of `distill`. time_budget: seconds of training for all of them together. how: what else `distill`
+    takes. The same call goes on where an earlier one was interrupted. The comparison is kept in `pareto.json`.
+    """
+    began, watch = time.perf_counter(), progress or Silent()
+    from distilltool.stages import pareto as stage
+
+    for one in targets:
+        parse_target(one)
+    root = Path(out) if out is not None else RUNS / f"{Path(teacher).stem[:NAME]}-{Path(recipe).stem}-pareto"
+    stage.check(root)
+    share = None if time_budget is None else time_budget / len(targets)
+    made, refused = dict[str, DistillReport](), dict[str, str]()
+    for number, one in enumerate(dict.fromkeys(targets), 1):
+        watch.note(f"student {number} of {len(targets)}: {one}")
+        try:
+            made[one] = distill(
+                teacher,
+                images_dir,
+                out=root / stage.folder(one),
+                recipe=recipe,
+                target=one,
+                time_budget=share,
+                progress=watch,
+                **how,
+            )
+        except NoStudent as error:
+            watch.warn(error.message)
+            refused[one] = error.message
+    if not made:
+        raise DistillError("no student is at hand for any of these targets", "allow more with --target")
+    students = {one: (report, load_student(report.run)) for one, report in made.items()}
+    first = [open_run(Path(report.run)) for report in made.values()][:1]
+    timed = None
+    if not (is_address(str(teacher)) or is_vectors(Path(teacher)) or _distrusted(first)):
+        timed = _teacher_of(first, teacher, TeacherOptions(), TIMEOUT, watch, threads=LATENCY_THREADS)
+    points, teacher_ms = stage.compare(students, timed if isinstance(timed, OnnxEmbedder) else None, watch)
+    report = ParetoReport(
+        runs=str(root),
+        points=points,
+        refused=refused,
+        teacher_p50_ms=teacher_ms,
+        threads=LATENCY_THREADS,
+        seconds=time.perf_counter() - began,
+    )
+    write_json(root / "pareto.json", to_json(report))
+    return report
 
 
 def evaluate(
@@ -318,7 +404,11 @@ def evaluate(
         skipped=bought.skipped,
         queries={"new": bought.queried, "cached": bought.cached + bought.imported},
     )
-    report = stage.evaluate(embedders, dataset, known, str(data), watch)
+    entries = [
+        stage.Entry(model=one, dims=_dims(one, runs.get(str(path))))
+        for path, one in zip(models, embedders, strict=True)
+    ]
+    report = stage.evaluate(entries, dataset, known, str(data), watch)
     for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
         if run is not None:
             alone = replace(report, models=(report.models[0], model))
@@ -502,6 +592,14 @@ def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, g
     if SPACE_KEY in file_of(Path(path), options.isolate).metadata:
         return open_teacher(Path(path), TeacherOptions(device=options.device, isolate=options.isolate))
     return open_teacher(Path(path), options, guess=guess)
+
+
+def _dims(model: Embedder, run: RunDir | None) -> tuple[int, ...]:
+    """Lengths at which a student's vectors are of use when cut, as its run or its file says."""
+    if run is not None:
+        return tuple(read_json(run.card).get("dims", ()))
+    said = model.file.metadata.get(DIMS_KEY, "") if isinstance(model, OnnxEmbedder) else ""
+    return tuple(int(one) for one in said.split(",") if one.isdecimal() and len(one) < DIGITS and int(one))
 
 
 def load_student(run: str | Path) -> "TorchEmbedder":
@@ -732,9 +830,16 @@ def _no_larger(chosen: recipes.Recipe, side: int) -> recipes.Recipe:
 
 
 def _choose(
-    name: str, changes: Sequence[str], student: str | None, input_size: int | None, dim: int | None, seed: int | None
+    name: str,
+    changes: Sequence[str],
+    student: str | None,
+    input_size: int | None,
+    dim: int | None,
+    dims: Sequence[int],
+    seed: int | None,
 ) -> recipes.Recipe:
     """The recipe with the command's own flags laid over it."""
     flags: dict[str, Any] = {"student.spec": student, "student.input": input_size, "student.dim": dim, "seed": seed}
+    flags["student.dims"] = list(dims) or None
     said = [f"{key}={value!r}" for key, value in flags.items() if value is not None]
     return recipes.load(name, [*changes, *said])

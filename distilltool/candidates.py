@@ -1,58 +1,113 @@
-"""Students that could be made at a given cost: early parts of the teacher, and small pretrained networks at hand."""
+"""Students that could be made at a given cost: parts of the teacher, narrower ones, and small pretrained networks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilltool import students, trainable
-from distilltool.errors import DistillError
-from distilltool.sources import Source
+from distilltool import imported, latency, students, trainable
+from distilltool.defaults import OPSET
+from distilltool.errors import DistillError, NoStudent
+from distilltool.onnx_export import to_onnx
+from distilltool.progress import Progress
+from distilltool.runtime import open_session
+from distilltool.sources import AUTO, Source
+from distilltool.student import Student
 from distilltool.students import Start
+from distilltool.target import USUAL, Target, below, largest, parse
 from distilltool.trainable import Cut
 
-USUAL = 0.1  # of the teacher's floating-point operations, where nothing else is asked for
-SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, USUAL)  # of the teacher's work, at which it is cut; the last at its own size
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the teacher's work, at which it is cut
+WIDTHS = (0.5,)  # of its channels
+PRUNED_AT = 96  # pixels of the images on which it is found out what a narrower network costs
 LEAST = 64  # pixels of the longer side below which photographs say little
-STEP = 16  # sides are multiples of it
 SMALL = ("mobilenetv4_conv_small", "mobilenetv3_large_100", "repvit_m0_9", "resnet18")  # of timm, tried where at hand
+NATIVE = 224  # pixels of the longer side of their images
+SECONDS = 0.4  # that a network is timed at one size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A student that could be made. input: longer side of its images in pixels. flops: of one image."""
+    """A student that could be made. input: longer side of its images in pixels. flops: of one image; ms: of one
+    inference at batch 1 in onnxruntime, None where nobody asked."""
 
     spec: str
     input: int
     flops: int
+    ms: float | None = None
 
 
-NO_LIMIT = 1 << 62  # floating-point operations
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sought:
+    """What students are sought for. spec: of the one that is named, or auto; goal: None for a tenth of the teacher's
+    work, or whatever there is where the teacher is no file; side: the longer side of their images where it is asked
+    for; dim: length of their vectors, 0 for their own width."""
+
+    spec: str
+    goal: Target | None = None
+    side: int | None = None
+    dim: int = 0
 
 
-def at_hand(source: Source | None, side: int | None, longest: int, fetch: str) -> tuple[Candidate, ...]:
-    """Students that cost a tenth of the teacher, or where it is no file whatever small network there is.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Network:
+    """A network that takes images of any size. flops: of one image whose longer side is `longest`, which it is not to
+    look at more than."""
 
-    side: the longer side of their images where it is asked for; longest: of the teacher's. Raises DistillError where
-    there is none, before anything is paid for.
+    spec: str
+    flops: int
+    longest: int
+
+
+def at_hand(sought: Sought, teacher: Source | None, start: Start, progress: Progress) -> tuple[Candidate, ...]:
+    """Students that keep to a target, each at the largest images that do, before anything is paid for.
+
+    teacher: None where it is no file that can be read. Raises DistillError where there is no such student.
     """
-    cost, parts, refused = NO_LIMIT, list[Candidate](), list[str]()
-    if source is not None:
+    goal, named = sought.goal or parse(USUAL), sought.spec != AUTO
+    cost = limit(sought.goal, teacher)
+    refused, found = list[str](), list[Candidate]()
+    networks = [_network(sought.spec, sought.side, start)] if named else _networks(teacher, start, refused)
+    progress.begin("looking for students", len(networks), "students")
+    rate = 0.0  # milliseconds an operation, of the network before
+    for one in networks:
         try:
-            cost = int(USUAL * total(source))
-            parts = of_teacher(source, cost, side)
+            fit = _fitted(one, sought, cost, start, rate)
+            rate = rate if fit is None or fit.ms is None else fit.ms / fit.flops
         except DistillError as error:
-            refused.append(f"{source.name}: {error.message}")
-    fit = (*parts, *of_timm(cost, side, longest, fetch))
-    if not fit:
-        size = f" at {side} px" if side else ""
-        raise DistillError(
-            f"no student is at hand that costs a tenth of the teacher{size}" + "".join(f" ({one})" for one in refused),
-            "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE, or teacher with --input",
+            if named:
+                raise
+            refused.append(f"{one.spec}: {error.message}")
+        else:
+            found += [fit] if fit is not None else []
+        progress.advance()
+    progress.end()
+    if not found:
+        size = f" at {sought.side} px" if sought.side else ""
+        why = "".join(f" ({one})" for one in refused)
+        raise NoStudent(
+            f"no student is at hand that keeps to {goal.text}{size}{why}",
+            "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE; or allow more with --target",
         )
-    return fit
+    return tuple(found)
+
+
+def limit(goal: Target | None, teacher: Source | None) -> float:
+    """The most one image may cost, in floating-point operations or milliseconds."""
+    if goal is not None and not goal.share:
+        return goal.limit
+    if teacher is not None:
+        return (goal or parse(USUAL)).limit * total(teacher)
+    if goal is None:
+        return float("inf")
+    raise DistillError(
+        f"--target {goal.text} is a share of the teacher's work, and this teacher is no file that can be read here",
+        "write what one image may cost: flops<100M or p50<5ms",
+    )
 
 
 def total(source: Source) -> int:
@@ -69,20 +124,41 @@ def _cuts(source: Source) -> Sequence[Cut]:
     return found
 
 
-def of_teacher(source: Source, cost: int, side: int | None) -> list[Candidate]:
-    """Parts of the teacher's own network that cost no more, each at the largest size that fits, or at `side`.
+def _networks(teacher: Source | None, start: Start, refused: list[str]) -> list[_Network]:
+    """What there is to choose from, whatever it costs."""
+    found = list(_of_timm(start))
+    if teacher is not None:
+        try:
+            found = [*_of_teacher(teacher), *found]
+            found += _narrower(start, refused)
+        except DistillError as error:
+            refused.append(f"{teacher.name}: {error.message}")
+    return found
 
-    cost: floating-point operations for one image.
-    """
+
+def _narrower(start: Start, refused: list[str]) -> Iterator[_Network]:
+    """The teacher's own network with fewer channels."""
+    assert start.prepared is not None
+    longest = max(start.prepared.size)
+    side = min(longest, PRUNED_AT)
+    for width in WIDTHS:
+        spec = f"teacher:width={width}"
+        try:
+            backbone = students.build(spec, replace(start, input=side))
+        except DistillError as error:
+            refused.append(f"{spec}: {error.message}")
+            continue
+        flops = flops_of(backbone.module, _size(side, start)) * (longest / side) ** 2
+        yield _Network(spec=spec, flops=round(flops), longest=longest)
+
+
+def _of_teacher(source: Source) -> list[_Network]:
+    """The teacher's own network, whole and cut short."""
     found, longest = _cuts(source), max(source.preprocess.size)
-    wanted = {one.name: one for share in SHARES if (one := _nearest(found, share)) is not None}
-    made = []
-    for cut in wanted.values():
-        fits = side or min(longest, _below(longest * (cost / cut.flops) ** 0.5))
-        flops = round(cut.flops * (fits / longest) ** 2)
-        if fits >= min(LEAST, side or longest) and flops <= cost:
-            spec = "teacher" if cut is found[-1] else f"teacher:cut={cut.name}"
-            made.append(Candidate(spec=spec, input=fits, flops=flops))
+    whole = found[-1]
+    made = [_Network(spec="teacher", flops=whole.flops, longest=longest)]
+    cuts = {one.name: one for share in SHARES if (one := _nearest(found, share)) is not None and one is not whole}
+    made += [_Network(spec=f"teacher:cut={one.name}", flops=one.flops, longest=longest) for one in cuts.values()]
     return made
 
 
@@ -91,31 +167,71 @@ def _nearest(found: Sequence[Cut], share: float) -> Cut | None:
     return below[-1] if below else None
 
 
-def of_timm(cost: int, side: int | None, longest: int, fetch: str) -> list[Candidate]:
-    """Small networks of timm whose pretrained weights are at hand, each at the largest size that fits, or at `side`.
-
-    longest: side of the teacher's images, more than which tells no more. fetch: "online" may ask a hub for weights.
-    """
-    made = []
+def _of_timm(start: Start) -> Iterator[_Network]:
+    """Small networks of timm whose pretrained weights are at hand; larger images than the teacher's tell no more."""
+    longest = min(NATIVE, max(start.prepared.size) if start.prepared is not None else NATIVE)
     for name in SMALL:
-        at = side or min(longest, 224)
-        backbone = students.build(f"timm:{name}", Start(input=at, seed=0, fetch=fetch))
-        if backbone.start == "scratch":
-            continue
-        flops = _flops(backbone.module, at)
-        fits = side or min(at, max(_below(at * (cost / flops) ** 0.5), 1))
-        flops = round(flops * (fits / at) ** 2)
-        if fits >= min(LEAST, side or longest) and flops <= cost:
-            made.append(Candidate(spec=f"timm:{name}", input=fits, flops=flops))
-    return made
+        backbone = students.build(f"timm:{name}", replace(start, input=longest, source=None))
+        if backbone.start != "scratch":
+            flops = flops_of(backbone.module, _size(longest, start))
+            yield _Network(spec=f"timm:{name}", flops=flops, longest=longest)
 
 
-def _below(side: float) -> int:
-    return int(side + 1e-6) // STEP * STEP
+def _network(spec: str, side: int | None, start: Start) -> _Network:
+    """The network that is named."""
+    longest = side or (max(start.prepared.size) if start.prepared is not None else NATIVE)
+    backbone = students.build(spec, replace(start, input=longest))
+    return _Network(spec=spec, flops=flops_of(backbone.module, _size(longest, start)), longest=longest)
 
 
-def _flops(module: torch.nn.Module, side: int) -> int:
+def _fitted(one: _Network, sought: Sought, cost: float, start: Start, rate: float) -> Candidate | None:
+    """A network at the largest images at which it keeps to the target; None where it does at none.
+
+    rate: about how many milliseconds an operation takes, 0 where nobody knows.
+    """
+
+    def flops(side: int) -> int:
+        return round(one.flops * (side / one.longest) ** 2)
+
+    goal = sought.goal if sought.goal is not None and sought.goal.measure == "p50" else None
+
+    def measure(side: int) -> float:
+        if goal is None:
+            return flops(side)
+        return milliseconds(_untrained(one.spec, side, sought.dim, start), _size(side, start), goal.threads)
+
+    most = sought.side or one.longest
+    first = below(one.longest * (cost / (rate * one.flops)) ** 0.5) if rate and goal is not None else most
+    found = largest(measure, cost, sought.side or LEAST, most, first)
+    if found is None:
+        return None
+    side, spent = found
+    return Candidate(spec=one.spec, input=side, flops=flops(side), ms=None if goal is None else spent)
+
+
+def _untrained(spec: str, side: int, dim: int, start: Start) -> Student:
+    return Student(students.build(spec, replace(start, input=side)), dim, bias=False)
+
+
+def _size(side: int, start: Start) -> tuple[int, int]:
+    return imported.scaled(start.prepared.size if start.prepared is not None else (side, side), side)
+
+
+def milliseconds(student: Student, size: tuple[int, int], threads: int) -> float:
+    """Median time of one inference at batch 1. size: height and width."""
+    return float(np.median(latency.alone(runner(student, size, threads), SECONDS).samples) * 1000)
+
+
+def runner(student: Student, size: tuple[int, int], threads: int) -> Callable[[], Any]:
+    """One inference of the exported student in onnxruntime, of one image of this height and width."""
+    session = open_session(to_onnx(student, size, OPSET).SerializeToString(), threads)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    return lambda: session.run(None, {"images": pixels})
+
+
+def flops_of(module: torch.nn.Module, size: tuple[int, int]) -> int:
+    """Floating-point operations of a network for one image of this height and width."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module.eval()(torch.zeros(1, 3, side, side))
+        module.eval()(torch.zeros(1, 3, *size))
     return int(counter.get_total_flops())

@@ -24,6 +24,7 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         "|---|---|",
         f"| input | `images`: (N, {height}, {width}, 3) uint8, RGB as decoded; {card.preprocess.describe()} |",
         f"| output | `embedding`: (N, {card.dim}) float32 of length 1 |",
+        *([f"| nested | {_nested(card, made)} |"] if card.dims else []),
         f"| space | `{card.space_id}` ({_space(card)}) |",
         f"| parameters | {card.params:,} |",
         f"| started from | {card.start} |",
@@ -73,6 +74,12 @@ def _space(card: StudentCard) -> str:
     if card.space == "teacher":
         return "the teacher's: its vectors may be compared with vectors the teacher made"
     return "its own: never compare its vectors with the teacher's; embed the gallery with it"
+
+
+def _nested(card: StudentCard, made: dict[str, Any]) -> str:
+    """The lengths that vectors may be cut to, and what each keeps."""
+    kept = [f"{dim}: {made['nested'][str(dim)]['overlap@10']['value']:.3f}" for dim in card.dims]
+    return f"cut to the first numbers and brought to length 1, held-out top-{made['k']} overlap at {', '.join(kept)}"
 
 
 def _interval(value: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from distilltool.defaults import (
     TIMEOUT,
 )
 from distilltool.errors import DistillError, Exit
+from distilltool.target import PARETO
 
 if TYPE_CHECKING:
     from distilltool.show import Show
@@ -268,6 +269,30 @@ def distill(
         int | None,
         typer.Option(min=1, help="Length of the student's vectors. (default: its own width)", show_default=False),
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT<MOST",
+            help="What the student may cost: flops<0.1x of the teacher's, flops<100M, p50<5ms or p50<5ms@cpu:1 (its "
+            "threads). Sizes and networks at hand are tried untrained, the best is trained; given more than once, one "
+            "student for each. (default with auto: flops<0.1x)",
+            show_default=False,
+        ),
+    ] = None,
+    pareto: Annotated[
+        bool,
+        typer.Option(
+            "--pareto", help="Students of a half, a quarter, a tenth and a twentieth of the teacher's work, compared."
+        ),
+    ] = False,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            metavar="512,128,32",
+            help="Vectors that are of use when cut to each of these lengths too; the longest is their own.",
+            show_default=False,
+        ),
+    ] = None,
     time_budget: Annotated[
         str | None,
         typer.Option(
@@ -322,14 +347,13 @@ def distill(
         named, folder = _asked(teacher, images, import_file, teacher_url)
         from distilltool import api
 
-        return api.distill(
-            named,
-            folder,
+        how = dict[str, Any](
             recipe=recipe,
             out=out,
             student=student,
             input_size=input_size,
             dim=dim,
+            dims=_whole_numbers("--dims", dims),
             weights=weights,
             time_budget=seconds,
             changes=change or (),
@@ -352,6 +376,9 @@ def distill(
             timeout=timeout,
             progress=show,
         )
+        if pareto or len(target or ()) > 1:
+            return api.pareto(named, folder, targets=target or PARETO, **how)
+        return api.distill(named, folder, target=target[0] if target else None, **how)
 
     _run(work, json, quiet)
 
@@ -638,6 +665,16 @@ def _seconds(text: str | None) -> float | None:
     if not found or not float(found[1]):
         raise DistillError(f"--time-budget {text} is no time", "write 90s, 10m or 1.5h", Exit.USAGE)
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _whole_numbers(flag: str, text: str | None) -> list[int]:
+    """512,128,32 as numbers."""
+    if text is None:
+        return []
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d{0,5}", piece) for piece in pieces):
+        raise DistillError(f"{flag} {text} is no list of lengths", f"write {flag} 512,128,32", Exit.USAGE)
+    return [int(piece) for piece in pieces]
 
 
 def _run(work: Callable[["Show"], Any], json: bool, quiet: bool) -> None:

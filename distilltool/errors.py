@@ -34,6 +34,10 @@ class OutOfMemory(DistillError):
     """A model needs more memory for a batch than there is; a smaller batch may do."""
 
 
+class NoStudent(DistillError):
+    """Nothing at hand keeps to what a student may cost."""
+
+
 class Unsure(DistillError):
     """A teacher was asked and no usable answer came back: it may have been given, and charged for, all the same."""
 

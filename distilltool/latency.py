@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,23 @@ def interleaved(run: Callable[[], Any], baseline: Callable[[], Any], seconds: fl
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             blocks[which].append(_block((run, baseline)[which], block_seconds))
     return Timed(blocks=tuple(blocks[0])), Timed(blocks=tuple(blocks[1]))
+
+
+def alone(run: Callable[[], Any], seconds: float) -> Timed:
+    """Time one thing for so long, warm-up apart."""
+    _warm(run)
+    return Timed(blocks=(_block(run, seconds),))
+
+
+def together(runs: Sequence[Callable[[], Any]], seconds: float) -> list[Timed]:
+    """Time several things in turns, so that a drifting machine meets all alike. seconds: for each, warm-up apart."""
+    for run in runs:
+        _warm(run)
+    blocks: list[list[NDArray[np.float64]]] = [[] for _ in runs]
+    for turn in range(BLOCKS):
+        for place in range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs))):
+            blocks[place].append(_block(runs[place], seconds / BLOCKS))
+    return [Timed(blocks=tuple(one)) for one in blocks]
 
 
 def _warm(run: Callable[[], Any]) -> None:

@@ -5,13 +5,14 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from distilltool.errors import DistillError
 
 Space = Literal["own", "teacher"]
+LEAST_DIM = 2  # of vectors cut short: a single number of length 1 is a sign
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +27,13 @@ class LossTerm:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentChoice:
     """spec: KIND:NAME. input: side in pixels. dim: length of its vectors; 0 is its own width, or the teacher's.
-    crop_pct: share of each side of the image that it looks at, the middle one; 0 takes what ranks best untrained."""
+    dims: lengths at which the vectors are to be of use when cut, the longest of them is `dim`. crop_pct: share of each
+    side of the image that it looks at, the middle one; 0 takes what ranks best untrained."""
 
     spec: str
     input: int = 128
     dim: int = 0
+    dims: tuple[int, ...] = ()
     crop_pct: float = 0.0
 
 
@@ -187,9 +190,21 @@ def load(name: str, changes: Sequence[str] = ()) -> Recipe:
         _set(values, change, faults)
     values.setdefault("name", path.stem)
     recipe: Recipe | None = _build(Recipe, values, "", faults)
+    if recipe is not None and recipe.student.dims:
+        recipe = replace(recipe, student=_nested(recipe.student, faults))
     if faults or recipe is None:
         raise DistillError(f"the recipe {name} has faults", "; ".join(faults))
     return recipe
+
+
+def _nested(student: StudentChoice, faults: list[str]) -> StudentChoice:
+    """The student with its lengths in order, the longest first, which is its dimension."""
+    dims = tuple(sorted(set(student.dims), reverse=True))
+    if dims[-1] < LEAST_DIM:
+        faults.append(f"student.dims has {dims[-1]}, must be {LEAST_DIM} or more")
+    if student.dim not in (0, dims[0]):
+        faults.append(f"student.dim is {student.dim}, and the longest of student.dims {dims[0]}: leave one away")
+    return replace(student, dim=dims[0], dims=dims)
 
 
 def _set(values: dict[str, Any], change: str, faults: list[str]) -> None:

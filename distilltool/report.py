@@ -148,6 +148,7 @@ class Fidelity:
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
     before its first step. start_share: how much of the start's weights the kept ones hold.
+    nested: of the same vectors cut to each of `--dims`, by length.
     k: neighbours compared, 10 unless fewer images were held out."""
 
     run: str
@@ -164,11 +165,38 @@ class DistillReport:
     undistilled: Fidelity
     verdict: str
     seed: int
+    nested: dict[str, Fidelity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoPoint:
+    """One student of several. target: what it might cost; flops: of one image; p50_ms: of one inference at batch 1 in
+    onnxruntime, all students in turns; front: no other ranks as well or better at less time."""
+
+    target: str
+    flops: int
+    p50_ms: float
+    front: bool
+    student: DistillReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoReport:
+    """Students of different cost from the same answers, the fastest first. runs: the folder of their runs; refused:
+    targets that no student at hand keeps to, and why; threads: of onnxruntime."""
+
+    runs: str
+    points: tuple[ParetoPoint, ...]
+    refused: dict[str, str]
+    teacher_p50_ms: float | None
+    threads: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
-    """One model's figures in `eval`; metrics are {} where there are no labels."""
+    """One model's figures in `eval`; metrics are {} where there are no labels. nested: those of its vectors cut to the
+    other lengths that they are made for, by length."""
 
     name: str
     dim: int
@@ -177,6 +205,7 @@ class ModelReport:
     fidelity: dict[str, Interval] | None
     retention: dict[str, Interval]
     asymmetric: dict[str, Interval] | None
+    nested: "dict[str, ModelReport]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

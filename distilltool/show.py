@@ -24,6 +24,7 @@ from distilltool.errors import DistillError, Exit
 from distilltool.names import json_text, printable
 
 SKIPPED_SHOWN = 5
+BAR = 10  # characters of a whole bar
 LABELS = {
     "map": "mAP",
     "map@r": "mAP@R",
@@ -154,6 +155,7 @@ class Show:
                 report.InspectReport: self._inspect,
                 report.QueryReport: self._query,
                 report.DistillReport: self._distill,
+                report.ParetoReport: self._pareto,
                 report.EvalReport: self._eval,
                 report.ExportReport: self._export,
                 report.LedgerShowReport: self._ledger_show,
@@ -272,9 +274,43 @@ class Show:
         table.add_row(
             "Spearman", f"{_interval(found.fidelity.spearman)}, undistilled {found.undistilled.spearman.value:.3f}"
         )
+        for dim, one in list(found.nested.items())[1:]:
+            table.add_row(f"first {int(dim):,}", _interval(one.overlap_at_10))
         table.add_row("run", _safe(found.run))
         self._console.print(table)
         self._console.print(f"[bold]{_safe(found.verdict)}[/]")
+
+    def _pareto(self, found: Any) -> None:
+        """A line for each student, the fastest first; its bar is how much of the teacher's nearest it keeps."""
+        table = Table()
+        k = found.points[0].student.k
+        table.add_column("student", overflow="fold")
+        for head in ("MFLOPs", "p50 ms", "faster"):
+            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(f"overlap@{k}", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for point in found.points:
+            report = point.student
+            overlap = report.fidelity.overlap_at_10
+            faster = "–" if found.teacher_p50_ms is None else f"{found.teacher_p50_ms / point.p50_ms:.1f}×"
+            bar = "█" * round(BAR * overlap.value) + "·" * (BAR - round(BAR * overlap.value))
+            table.add_row(
+                f"{_safe(report.student.spec)} at {max(report.student.input)} px",
+                f"{point.flops / 1e6:,.0f}",
+                f"{point.p50_ms:.2f}",
+                faster,
+                _interval(overlap),
+                bar,
+                style=None if point.front else "dim",
+            )
+        self._console.print(table)
+        for target, why in found.refused.items():
+            self._console.print(f"[yellow]{_safe(target)}:[/] {_safe(why)}", soft_wrap=True)
+        if any(not point.front for point in found.points):
+            self._console.print("[dim]dim: another one is faster and keeps more[/]")
+        self._console.print(
+            f"runs in {_safe(found.runs)}, one folder a target; times on {found.threads} thread, batch 1"
+        )
 
     def _eval(self, found: Any) -> None:
         counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
@@ -292,6 +328,14 @@ class Show:
             table.add_row(f"{LABELS[name]} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
         for name in ("overlap@10", "spearman"):
             table.add_row(LABELS[name], "", *(_interval(s.fidelity[name]) for s in students))
+        for dim in sorted({int(dim) for one in students for dim in one.nested}, reverse=True):
+            at = [one.nested.get(str(dim)) for one in students]
+            if teacher.metrics:
+                kept = (f"[bold]{_percent(one.retention['map'])}[/]" if one else "–" for one in at)
+                table.add_row(f"mAP kept, first {dim:,}", "", *kept)
+            table.add_row(
+                f"overlap@10, first {dim:,}", "", *(_interval(one.fidelity["overlap@10"]) if one else "–" for one in at)
+            )
         for name in ("map", "recall@1", "overlap@10"):  # the students' queries put to the teacher's gallery
             across = [(s.asymmetric or {}).get(name) for s in students]
             if any(across):

@@ -63,7 +63,7 @@ class Student(nn.Module):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentCard:
     """What it takes to rebuild a student and to know its space; kept as JSON beside its weights. form: of the network
-    around the backbone, which changed between versions."""
+    around the backbone, which changed between versions; dims: lengths at which its vectors are of use when cut."""
 
     spec: str
     input: tuple[int, int]
@@ -76,6 +76,7 @@ class StudentCard:
     params: int
     preprocess: Preprocess
     form: int = 1
+    dims: tuple[int, ...] = ()
 
 
 class TorchEmbedder(Embedder):
@@ -131,6 +132,11 @@ def embed(
     ]
     student.train(training)
     return np.concatenate(parts)
+
+
+def cut(vectors_ND: Tensor, dim: int) -> Tensor:
+    """The first `dim` numbers of vectors of length 1, at length 1, (N, dim); as they are where they have no more."""
+    return vectors_ND if vectors_ND.shape[1] == dim else F.normalize(vectors_ND[:, :dim], dim=1)
 
 
 def own_space_id(student: Student) -> str:

@@ -33,6 +33,7 @@ from distilltool.runtime import RUNTIME_ERRORS, Runner, is_memory, open_session
 from distilltool.said import fixed_size, layout_of, nominal_size, said_of, settle, unknown_preprocess
 
 SPACE_KEY = "distilltool.space_id"
+DIMS_KEY = "distilltool.dims"  # lengths at which a student's vectors are of use when cut
 POOLS = ("avg", "max", "gem", "cls")
 GEM_POWER = 3.0  # Radenovic et al. 2018, the value GeM is trained from
 

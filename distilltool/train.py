@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from distilltool import images, metrics
 from distilltool.augment import Batch, embed_plain, make_batch
+from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
 from distilltool.metrics import Task
@@ -28,8 +29,9 @@ from distilltool.progress import Progress
 from distilltool.recipe import Recipe
 from distilltool.report import Fidelity
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
-from distilltool.student import Student, embed
+from distilltool.student import Student, cut, embed
 
+Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the nearest, rank correlation, each (V,)
 TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # steps from whose time the rest is forecast again
@@ -89,7 +91,8 @@ class Parts:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How training ended. start_share: of the start's weights in those kept; fidelity: of the weights kept, which
-    are in the student now; stopped: why it ended where it did."""
+    are in the student now; nested: of their vectors cut to each length that was asked for; stopped: why it ended
+    where it did."""
 
     state: State
     start_share: float
@@ -97,6 +100,7 @@ class Outcome:
     undistilled: Fidelity
     k: int
     stopped: str
+    nested: dict[int, Fidelity]
 
 
 def train(
@@ -267,13 +271,21 @@ class _Trainer:
         return loss
 
     def _joint(self, student_BD: Tensor, teacher_BE: Tensor, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
-        """The losses over the images and what is mixed from them."""
-        student, teacher = mix(student_BD, teacher_BE, self.recipe.mix, seed, self.bank, batch.rows)
+        """The losses over the images and what is mixed from them; their mean over the lengths that vectors are cut to.
+
+        Of nested vectors every front part is trained as vectors of its own (Kusupati et al., Matryoshka representation
+        learning, NeurIPS 2022).
+        """
+        losses = list[Tensor]()
+        for dim in self.recipe.student.dims or (student_BD.shape[1],):
+            bank = None if self.bank is None else Bank(student=cut(self.bank.student, dim), teacher=self.bank.teacher)
+            student, teacher = mix(cut(student_BD, dim), teacher_BE, self.recipe.mix, seed, bank, batch.rows)
+            rows = torch.full((len(student),), -1, device=self.device)
+            rows[: len(student_BD)] = torch.from_numpy(batch.rows)
+            losses.append(self.loss(student, teacher, rows))
         if self.bank is not None:
             self.bank.remember(batch.rows, student_BD)
-        rows = torch.full((len(student),), -1, device=self.device)
-        rows[: len(student_BD)] = torch.from_numpy(batch.rows)
-        return self.loss(student, teacher, rows)
+        return torch.stack(losses).mean()
 
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
@@ -302,8 +314,16 @@ class _Trainer:
         assert self.seconds is not None
         return (time.perf_counter() - self.clock) / self.seconds
 
-    def _scores(self, student: Student) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
+    def _scores(self, student: Student) -> Scores:
+        """Of held-out images; where vectors are cut, the mean over their lengths."""
+        every = self._nested(embed(student, self.data.held_pixels))
+        overlaps, correlations = zip(*every.values(), strict=True)
+        return np.mean(overlaps, axis=0), np.mean(correlations, axis=0)
+
+    def _nested(self, vectors: NDArray[np.float32]) -> dict[int, Scores]:
+        """Of vectors of held-out images, by the lengths they are cut to."""
+        dims = self.recipe.student.dims or (vectors.shape[1],)
+        return {dim: fidelity_scores(self.data.held_targets, unit(vectors[:, :dim]), self.k) for dim in dims}
 
     def _evaluate(self, student: Student) -> None:
         began = time.perf_counter()
@@ -317,18 +337,20 @@ class _Trainer:
         else:
             self.state.stale += 1
         if self.state.step == 0:
-            write_json(self.rundir.undistilled, {"overlap": scores[0].tolist(), "spearman": scores[1].tolist()})
+            whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
+            write_json(self.rundir.undistilled, {"overlap": whole[0].tolist(), "spearman": whole[1].tolist()})
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
         share = self._blend()
-        scores = self._scores(self.student)
+        every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
         first = read_json(self.rundir.undistilled)
         undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
             start_share=share,
             state=replace(self.state),
-            fidelity=_fidelity(scores),
+            fidelity=every[max(every)],
+            nested=every if self.recipe.student.dims else {},
             undistilled=undistilled,
             k=self.k,
             stopped=stopped,
@@ -418,16 +440,14 @@ def _ramped(decay: float) -> Callable[[Any, Any, Any], None]:
     return average
 
 
-def fidelity_scores(
-    teacher_VE: NDArray[np.float32], student_VD: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def fidelity_scores(teacher_VE: NDArray[np.float32], student_VD: NDArray[np.float32], k: int) -> Scores:
     """Overlap of the k nearest and rank correlation, per held-out image against all others."""
     rows = np.arange(len(teacher_VE), dtype=np.int64)
     task = Task(query=rows, gallery=rows, labels=None)
     return metrics.overlap(task, teacher_VE, student_VD, k), metrics.spearman(task, teacher_VE, student_VD)
 
 
-def _fidelity(scores: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Fidelity:
+def _fidelity(scores: Scores) -> Fidelity:
     return Fidelity(overlap_at_10=metrics.interval(scores[0]), spearman=metrics.interval(scores[1]))
 
 

@@ -82,10 +82,9 @@ class Trial:
 
     def judge(self, backbone: Backbone) -> Choice:
         """How much of an image to look at and how to start."""
-        fixed = self.recipe.student.crop_pct
+        found = self._scored(backbone, self.recipe.student.spec, self.recipe.student.input)
         if backbone.start == "scratch":
-            return Choice(spec=self.recipe.student.spec, input=self.recipe.student.input, keep=fixed or 1.0)
-        found = self._best_of(backbone, self.recipe.student.spec, self.recipe.student.input)
+            return found.choice
         self.progress.note(f"untrained: {_told(found)}")
         return self._referred(backbone, found)
 
@@ -101,7 +100,7 @@ class Trial:
                 backbone = students.build(one.spec, replace(self.start, input=one.input))
                 if self.recipe.student.dim > backbone.width:
                     raise DistillError(f"it has {backbone.width} features, fewer than --dim", "ask for a smaller --dim")
-                found.append((self._best_of(backbone, one.spec, one.input), one))
+                found.append((self._scored(backbone, one.spec, one.input), one))
             except DistillError as error:
                 refused.append(f"{one.spec}: {error.message}")
             self.progress.advance()
@@ -114,7 +113,8 @@ class Trial:
         found.sort(key=lambda found: -found[0].score.mean)
         for place, (scored, one) in enumerate(found):
             said = "taken" if place == 0 else "runner-up"
-            self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image")
+            cost = "" if one.ms is None else f", {one.ms:.3g} ms"
+            self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image{cost}")
         for one_refused in refused:
             self.progress.note(f"left out: {one_refused}")
         taken = found[0][0]
@@ -125,7 +125,7 @@ class Trial:
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
         choice, how = scored.choice, self.recipe.reference
-        if not how.weight or not backbone.native:
+        if not how.weight or not backbone.native or backbone.start == "scratch":
             return choice
         if how.input:
             return replace(choice, reference=how.input)
@@ -157,6 +157,13 @@ class Trial:
         if lost:
             raise images.spoilt(lost[0].path, lost[0].reason)
         return pixels
+
+    def _scored(self, backbone: Backbone, spec: str, side: int) -> Scored:
+        """How a student ranks untrained; from nothing none does, and nothing is chosen by it."""
+        if backbone.start != "scratch":
+            return self._best_of(backbone, spec, side)
+        choice = Choice(spec=spec, input=side, keep=self.recipe.student.crop_pct or 1.0)
+        return Scored(choice=choice, score=Score(overlap=np.zeros(len(self.targets)), strength=None))
 
     def _best_of(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """The best part of the image to look at, and the best way to start."""

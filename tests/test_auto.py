@@ -12,9 +12,12 @@ from test_exports import export, network
 import distilltool
 from distilltool import candidates, sources
 from distilltool.anatomy import dissect
-from distilltool.errors import DistillError
+from distilltool.candidates import Candidate, Sought
+from distilltool.errors import DistillError, NoStudent
 from distilltool.progress import Silent
 from distilltool.sources import Source
+from distilltool.students import Start
+from distilltool.target import parse
 from distilltool.teacher import TeacherOptions, open_teacher
 from distilltool.train import read_weights
 
@@ -42,17 +45,80 @@ def source_of(path: Path) -> Source:
     return found
 
 
-def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
+def found_for(work: Path, target: str, side: int | None = None, spec: str = "auto") -> tuple[Candidate, ...]:
+    """What is at hand beside the teacher of this folder."""
     source = source_of(work / "teacher.onnx")
-    whole = candidates.total(source)
+    photos = tuple(sorted((work / "imgs").iterdir()))
+    start = Start(input=SIDE, seed=0, source=source, prepared=source.preprocess, photos=photos, fetch="cached")
+    return candidates.at_hand(Sought(spec=spec, goal=parse(target), side=side), source, start, Silent())
+
+
+def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
+    whole = candidates.total(source_of(work / "teacher.onnx"))
     assert whole == dissect(work / "teacher.onnx", TeacherOptions()).flops
-    found = candidates.of_teacher(source, whole // 2, None)
-    assert found and all(one.flops <= whole // 2 and 64 <= one.input <= SIDE for one in found)
-    assert found[0].spec == "teacher" and all(one.spec.startswith("teacher:cut=") for one in found[1:])
-    assert len({one.spec for one in found}) == len(found)
-    assert candidates.of_teacher(source, whole // 1000, None) == []
-    asked = candidates.of_teacher(source, whole // 2, 80)
-    assert asked and {one.input for one in asked} == {80} and all(one.flops <= whole // 2 for one in asked)
+    found = found_for(work, "flops<0.5x")
+    assert found and all(one.flops <= whole / 2 and 64 <= one.input <= SIDE for one in found)
+    specs = [one.spec for one in found]
+    assert specs[0] == "teacher" and len(set(specs)) == len(specs)
+    assert "teacher:width=0.5" in specs and any("cut=" in one for one in specs)
+    with pytest.raises(NoStudent, match="flops<0.001x"):
+        found_for(work, "flops<0.001x")
+    asked = found_for(work, "flops<0.5x", 80)
+    assert asked and {one.input for one in asked} == {80} and all(one.flops <= whole / 2 for one in asked)
+
+
+def test_a_named_student_gets_the_largest_images_it_may_have(work: Path) -> None:
+    half, quarter = (found_for(work, target, spec="teacher") for target in ("flops<0.5x", "flops<0.25x"))
+    assert [one.spec for one in (*half, *quarter)] == ["teacher", "teacher"]
+    assert half[0].input == 80 and quarter[0].input == 64  # of 128 px: 90 and 64, in steps of 16
+    (timed,) = found_for(work, "p50<1000ms", spec="teacher")
+    assert timed.input == SIDE and timed.ms is not None and 0 < timed.ms <= 1000
+    with pytest.raises(NoStudent, match="keeps to p50<1us"):
+        found_for(work, "p50<1us", spec="teacher:cut=0.5")
+
+
+def test_time_is_what_a_target_of_time_is_about(work: Path) -> None:
+    """Half of the time of the whole teacher is kept to, and by images larger than the smallest."""
+    (whole,) = found_for(work, "p50<1000ms", spec="teacher")
+    assert whole.ms is not None
+    (half,) = found_for(work, f"p50<{0.6 * whole.ms:.3f}ms@cpu:1", spec="teacher")
+    assert half.ms is not None and half.ms <= 0.6 * whole.ms and half.input < SIDE
+
+
+def test_several_targets_make_several_students_of_the_same_answers(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    flags = [*FLAGS, "--target", "flops<0.5x", "--target", "flops<0.25x", "--target", "flops<0.0001x"]
+    code, out, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [one["target"] for one in found["points"]] == ["flops<0.25x", "flops<0.5x"]
+    assert found["points"][0]["p50_ms"] < found["points"][1]["p50_ms"] < found["teacher_p50_ms"]
+    whole = candidates.total(source_of(work / "teacher.onnx"))
+    assert all(one["flops"] <= share * whole for one, share in zip(found["points"], (0.25, 0.5), strict=True))
+    assert list(found["refused"]) == ["flops<0.0001x"]
+    assert found["points"][0]["front"]  # nothing is faster
+    spent = {json.dumps(one["student"]["queries"]["spent"]) for one in found["points"]}
+    assert len(spent) == 1 and found["points"][0]["student"]["queries"]["new"] == 0
+    assert json.loads((work / "several" / "pareto.json").read_text()) == found
+    code, out, _ = run(work, "eval", "several/flops-0.25x", "several/flops-0.5x", "--data", "imgs", "--json")
+    assert code == 0 and len(json.loads(out)["models"]) == 3
+    code, _, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several")
+    assert code == 0 and "overlap@" in err and "is finished already" in " ".join(err.split())
+    code, _, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several/flops-0.5x")
+    assert code == 1 and "is a single run" in err
+
+
+def test_a_finished_choice_can_be_made_anew(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    for more in ([], ["--restart"]):
+        code, _, err = run(work, "distill", "teacher.onnx", "imgs", *FLAGS, "--out", "again", *more)
+        assert code == 0, err
+
+
+def test_a_share_of_a_teacher_that_is_no_file_is_told(work: Path) -> None:
+    with pytest.raises(DistillError, match="no file that can be read"):
+        candidates.limit(parse("flops<0.1x"), None)
+    assert candidates.limit(None, None) == float("inf") and candidates.limit(parse("flops<3M"), None) == 3e6
 
 
 def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

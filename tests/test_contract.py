@@ -30,6 +30,9 @@ FLAGS = {
         "--student",
         "--weights",
         "--dim",
+        "--dims",
+        "--target",
+        "--pareto",
         "--space",
         "--time-budget",
         "--set",
@@ -114,6 +117,7 @@ DISTILL = {
     "undistilled",
     "verdict",
     "seed",
+    "nested",
 }
 INSPECT = {
     "path",
@@ -146,7 +150,7 @@ INSPECT = {
 }
 TENSOR = {"name", "shape", "dtype", "role", "why", "layout", "dynamic"}
 EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"}
-MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric"}
+MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
 EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
 VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"}

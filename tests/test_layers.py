@@ -32,6 +32,7 @@ TORCH_OWNERS = (
     "contest.py",
     "reference.py",
     "candidates.py",
+    "onnx_export.py",
     "channels.py",
     "pruning.py",
     "augment.py",

@@ -60,7 +60,7 @@ def check(recipe: Recipe) -> None:
     if recipe.space == "teacher" and recipe.student.dim:
         raise DistillError(
             "--dim and the teacher's space exclude each other: its vectors have its dimension",
-            "leave --dim away, or use --set space=own",
+            "leave --dim and --dims away, or use --set space=own",
         )
 
 
@@ -126,6 +126,7 @@ def distill(
             raise DistillError(
                 f"the run {run.root} began from {choice.start}, which is gone", "start it anew with --restart"
             )
+        _say_start(backbone.start, choice.spec, start.fetch, progress)
     if seconds is not None and time.perf_counter() - began > seconds / 2:
         progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
@@ -393,6 +394,7 @@ def _report(
         k=outcome.k,
         fidelity=outcome.fidelity,
         undistilled=outcome.undistilled,
+        nested={str(dim): one for dim, one in outcome.nested.items()},
         verdict=_verdict(outcome),
         seed=recipe.seed,
     )
@@ -445,6 +447,7 @@ def _finish(
         params=report.student.params,
         preprocess=teacher.preprocess.at(size, choice.keep),
         form=FORM,
+        dims=recipe.student.dims,
     )
     write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
     paths = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if out]
@@ -487,6 +490,7 @@ def finished(run: RunDir) -> DistillReport:
             "student": student,
             "fidelity": fidelity(values["fidelity"]),
             "undistilled": fidelity(values["undistilled"]),
+            "nested": {dim: fidelity(one) for dim, one in values.get("nested", {}).items()},
         }
     )
 
@@ -495,7 +499,8 @@ def load_student(run: RunDir) -> TorchEmbedder:
     """A finished run's student, ready to embed."""
     values = read_json(run.card)
     preprocess = Preprocess.from_dict(values.pop("preprocess"))
-    card = StudentCard(**{**values, "input": tuple(values["input"])}, preprocess=preprocess)
+    frozen: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
+    card = StudentCard(**frozen, preprocess=preprocess)
     if run.architecture.exists():
         backbone = students.rebuilt(run.architecture, card.start)
     else:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,15 @@ class Known:
     queries: dict[str, int]
 
 
-def evaluate(models: Sequence[Embedder], dataset: Dataset, known: Known, data: str, progress: Progress) -> EvalReport:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model to measure. dims: lengths at which its vectors are of use when cut."""
+
+    model: Embedder
+    dims: tuple[int, ...] = ()
+
+
+def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str, progress: Progress) -> EvalReport:
     """Measure each model on the images the teacher has answered about, beside the teacher itself."""
     began = time.perf_counter()
     paths = [dataset.paths[row] for row in known.rows]
@@ -48,9 +56,15 @@ def evaluate(models: Sequence[Embedder], dataset: Dataset, known: Known, data: s
             asymmetric=None,
         )
     ]
-    for model in models:
-        vectors = unit(embed_files(model, paths, progress))
-        reports.append(_measure(model, vectors, known, task, theirs))
+    for entry in entries:
+        vectors = unit(embed_files(entry.model, paths, progress))
+        whole = _measure(entry.model, vectors, known, task, theirs)
+        nested = {
+            str(dim): _measure(entry.model, unit(vectors[:, :dim]), known, task, theirs)
+            for dim in entry.dims
+            if dim < vectors.shape[1]
+        }
+        reports.append(replace(whole, nested=nested))
     return EvalReport(
         data=data,
         queries=len(task.query),

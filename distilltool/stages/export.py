@@ -1,12 +1,8 @@
 """Write a finished run's student as one ONNX file, check it against the student, time it beside its teacher."""
 
-import contextlib
-import io
 import json
-import logging
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +12,19 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distilltool import __version__, deploy, images, latency, metrics
 from distilltool.card import render_card
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.metrics import Task
+from distilltool.onnx_export import to_onnx
 from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
 from distilltool.student import StudentCard, TorchEmbedder
-from distilltool.teacher import SPACE_KEY, OnnxEmbedder, open_teacher
+from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, open_teacher
 
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
@@ -44,18 +40,6 @@ class Judged:
     cosine_mean: float
     overlap: Interval
     reason: str
-
-
-class _Deployed(nn.Module):
-    """Bytes as they come out of a decoder, (N, H, W, 3) uint8 → unit vectors (N, D)."""
-
-    def __init__(self, embedder: TorchEmbedder) -> None:
-        super().__init__()
-        self.student = embedder.student
-
-    def forward(self, images_NHWC: Tensor) -> Tensor:
-        vectors: Tensor = self.student(images_NHWC.permute(0, 3, 1, 2))
-        return vectors
 
 
 def export(
@@ -140,59 +124,11 @@ def _ship(fresh: Path, final: Path, judged: Judged, timed: tuple[LatencyReport, 
 
 
 def _write_onnx(student: TorchEmbedder, manifest: dict[str, Any], opset: int, path: Path) -> None:
-    """One self-contained file: checked, stamped, and free of traces of the machine it was made on."""
-    height, width = student.preprocess.size
-    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            _Deployed(student).eval(),
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            external_data=False,
-            input_names=["images"],
-            output_names=["embedding"],
-            dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    got = next(one.version for one in model.opset_import if one.domain == "")
-    if got != opset:
-        raise DistillError(f"the exporter wrote opset {got} instead of {opset}", f"use --opset {got}")
-    strip(model)
+    """One self-contained file, checked and stamped."""
+    model = to_onnx(student.student, student.preprocess.size, opset)
     onnx.helper.set_model_props(model, stamp(student.card, manifest))
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter talks on stdout and through warnings about its own insides."""
-    level = logging.getLogger("torch.onnx").level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of its sources: stack traces with absolute paths, names of modules."""
-    del model.metadata_props[:]
-    for graph in (model.graph, *model.functions):
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        for node in graph.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
-        for value in graph.value_info:
-            del value.metadata_props[:]
-    for tensor in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
 
 
 def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
@@ -203,6 +139,7 @@ def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
         SPACE_KEY: card.space_id,
         "distilltool.teacher_sha256": manifest["teacher"]["sha256"],
         "distilltool.dim": str(card.dim),
+        **({DIMS_KEY: ",".join(str(dim) for dim in card.dims)} if card.dims else {}),
         "distilltool.teacher_preprocess": json.dumps(manifest["teacher"]["preprocess"]),
         "distilltool.recipe": manifest["report"]["recipe"],
         "distilltool.student": card.spec,
