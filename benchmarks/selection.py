@@ -19,7 +19,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from planted import plant
+from setting import Labelled, ask, mean, percent
 
 import distilltool
-from distilltool import choice, images, metrics
+from distilltool import choice, images
 from distilltool.embedder import unit
 from distilltool.images import Photo
-from distilltool.ledger import Ledger
-from distilltool.metrics import Task
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Silent
 from distilltool.ridge import ridge
@@ -41,28 +39,16 @@ from distilltool.selection.random import random
 from distilltool.stages.distill import environment
 from distilltool.student import Student, embed
 from distilltool.students import Start, build
-from distilltool.teacher import open_teacher
 
 COPIES = 0.4  # of all files
 STRENGTH = 0.3  # ridge over the mean diagonal, fixed: chosen by leave-one-out it would depend on the copies
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """Images with what is computed once. features: (N, F) of the frozen student; targets: (N, E); both at length 1."""
+class Known(Labelled):
+    """Images with what is computed once. features: (N, F) of the frozen student at length 1."""
 
-    photos: list[Photo]
     features: NDArray[np.float32]
-    targets: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    @cached_property
-    def teacher(self) -> dict[str, float]:
-        """The teacher's own figures."""
-        every = np.arange(len(self.targets), dtype=np.int64)
-        task = Task(query=every, gallery=every, labels=self.labels)
-        return {name: float(np.nanmean(all_)) for name, all_ in metrics.labelled(task, *[self.targets] * 2).items()}
 
     def rows(self, photos: Sequence[Photo]) -> list[int]:
         place = {photo.sha256: row for row, photo in enumerate(self.photos)}
@@ -71,18 +57,12 @@ class Known:
 
 def know(args: argparse.Namespace, folder: Path, store: Path) -> Known:
     """Ask about a folder and describe it, or read what an earlier call kept."""
-    stock = images.take_stock(images.find(folder))
-    distilltool.query(args.teacher, folder, store=store, preprocess=args.preprocess)
-    teacher = open_teacher(args.teacher, preprocess=args.preprocess)
-    with Ledger.open(store) as ledger:
-        answers = ledger.vectors(ledger.teacher(teacher.key), [photo.sha256 for photo in stock.photos])
+    asked = ask(args.teacher, folder, store, args.preprocess)
     kept = args.work / f"{folder.name}.npy"
     if not kept.exists():
-        rows, _ = images.load([photo.path for photo in stock.photos], student_input(args))
+        rows, _ = images.load([photo.path for photo in asked.photos], student_input(args))
         np.save(kept, embed(undistilled(args), rows))
-    labels = np.unique([photo.path.parent.name for photo in stock.photos], return_inverse=True)[1]
-    targets = unit(np.stack([answers[photo.sha256] for photo in stock.photos]))
-    return Known(photos=list(stock.photos), features=np.load(kept), targets=targets, labels=labels)
+    return Known(photos=asked.photos, targets=asked.targets, labels=asked.labels, features=np.load(kept))
 
 
 def student_input(args: argparse.Namespace) -> Preprocess:
@@ -103,24 +83,12 @@ def chosen(known: Known, select: str, count: int, seed: int) -> list[Photo]:
     return list(found.order[:count])
 
 
-def figures(val: Known, vectors: NDArray[np.float32], *, in_space: bool) -> dict[str, float]:
-    """Retention of mAP and R@1, overlap of the ten nearest, and that of queries put to the teacher's gallery."""
-    every = np.arange(len(vectors), dtype=np.int64)
-    task = Task(query=every, gallery=every, labels=val.labels)
-    ours = metrics.labelled(task, vectors, vectors)
-    found = {f"{name} kept": float(np.nanmean(ours[name])) / val.teacher[name] for name in ("map", "recall@1")}
-    found["overlap@10"] = float(metrics.overlap(task, val.targets, vectors, 10).mean())
-    if in_space:
-        found["overlap@10 to teacher"] = float(metrics.overlap(task, val.targets, vectors, 10, val.targets).mean())
-    return found
-
-
 def closed_form(train: Known, val: Known, photos: list[Photo]) -> dict[str, float]:
     """Frozen features and a linear map onto the teacher's vectors."""
     rows = train.rows(photos)
     head = ridge(torch.from_numpy(train.features[rows]), torch.from_numpy(train.targets[rows]), (STRENGTH,))
     mapped = val.features @ head.weight.numpy().T + head.bias.numpy()
-    return figures(val, unit(mapped.astype(np.float32)), in_space=True)
+    return val.figures(unit(mapped.astype(np.float32)), in_space=True)
 
 
 def trained(args: argparse.Namespace, val: Known, photos: list[Photo], seed: int) -> dict[str, float]:
@@ -149,7 +117,7 @@ def trained(args: argparse.Namespace, val: Known, photos: list[Photo], seed: int
     )
     student = distilltool.load_student(run / "run")
     rows, _ = images.load([photo.path for photo in val.photos], student.preprocess)
-    found = figures(val, student.embed(rows), in_space=report.student.space == "teacher")
+    found = val.figures(student.embed(rows), in_space=report.student.space == "teacher")
     return {**found, "steps": report.steps, "best step": report.best_step, "seconds": round(report.seconds, 1)}
 
 
@@ -171,20 +139,6 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 | ({"minus random": mean([seeds[s][name] - base[s][name] for s in both])} if both else {})
             )
     return found
-
-
-def mean(values: list[float]) -> dict[str, Any]:
-    """The mean, half of its 95 % interval (None for a single seed), and how many seeds."""
-    found = {"mean": round(float(np.mean(values)), 5), "half": None, "seeds": len(values)}
-    if len(values) < 2:
-        return found
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {**found, "half": round(T_95.get(len(values) - 1, 1.96) * spread, 5)}
-
-
-def percent(one: dict[str, Any], sign: str = "") -> str:
-    half = "" if one["half"] is None else f" ± {100 * one['half']:.2f}"
-    return f"{100 * one['mean']:{sign}.2f}{half} ({one['seeds']})"
 
 
 def show(found: list[dict[str, Any]]) -> None:

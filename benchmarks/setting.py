@@ -16,7 +16,7 @@ from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.ledger import Ledger
 from distilltool.metrics import Task
-from distilltool.teacher import open_teacher
+from distilltool.teacher import TeacherOptions, open_teacher
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided
 KEPT = ("map", "recall@1")
@@ -65,7 +65,7 @@ def ask(teacher: Path, folder: Path, store: Path, preprocess: Sequence[str]) -> 
     """Ask about a folder of class folders, or read what an earlier call kept in the ledger."""
     stock = images.take_stock(images.find(folder))
     distilltool.query(teacher, folder, store=store, preprocess=preprocess)
-    opened = open_teacher(teacher, preprocess=preprocess)
+    opened = open_teacher(teacher, TeacherOptions(preprocess=tuple(preprocess)))
     with Ledger.open(store) as ledger:
         answers = ledger.vectors(ledger.teacher(opened.key), [photo.sha256 for photo in stock.photos])
     labels = np.unique([str(photo.path.parent) for photo in stock.photos], return_inverse=True)[1]

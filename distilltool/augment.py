@@ -140,15 +140,19 @@ def embed_plain(
 
 
 def coloured(pixels_NCHW: Tensor, views: Sequence[View]) -> Tensor:
-    """Brightness, contrast and saturation of each view, (N, 3, H, W) float32; torchvision's take one value a call."""
+    """Brightness, saturation and contrast of each view, (N, 3, H, W) float32; torchvision's take one value a call.
+
+    All three are linear in the colours of a pixel and the mean grey of its image: one 3×3 matrix an image does them.
+    """
     pixels = pixels_NCHW.to(torch.float32, memory_format=torch.channels_last)
-    factors = torch.tensor([one.factors for one in views]).T.reshape(3, -1, 1, 1, 1)
+    factors = torch.tensor([one.factors for one in views])
     if bool((factors == 1).all()):
         return pixels
-    brightness, contrast, saturation = factors
-    pixels = pixels * brightness
-    grey = (pixels * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    pixels = grey + (pixels - grey) * saturation
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    changed: Tensor = (mean + (pixels - mean) * contrast).clamp_(0, 255)
-    return changed
+    brightness, contrast, saturation = factors.T.reshape(3, -1, 1, 1)
+    luma = torch.tensor(LUMA)
+    turned = contrast * brightness * (saturation * torch.eye(3) + (1 - saturation) * luma[:, None].expand(3, 3))
+    grey = pixels.mean(dim=(2, 3)) @ luma
+    shift = (1 - contrast) * brightness * grey.view(-1, 1, 1)
+    flat = pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1, 3)
+    made = torch.baddbmm(shift.expand(-1, flat.shape[1], 3), flat, turned).clamp_(0, 255)
+    return made.view(*pixels.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)

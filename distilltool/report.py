@@ -148,7 +148,8 @@ class Fidelity:
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
     before its first step. start_share: how much of the start's weights the kept ones hold.
-    nested: of the same vectors cut to each of `--dims`, by length.
+    nested: of the same vectors cut to each of `--dims`, by length. seen: overlap on images trained on, undistilled and
+    where training ended, whatever weights are kept.
     k: neighbours compared, 10 unless fewer images were held out."""
 
     run: str
@@ -166,6 +167,7 @@ class DistillReport:
     verdict: str
     seed: int
     nested: dict[str, Fidelity] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

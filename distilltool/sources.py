@@ -35,6 +35,15 @@ def asked(spec: str) -> dict[str, str]:
     return settings(name.partition(",")[2] if kind == "onnx" else name)
 
 
+def named(spec: str) -> str:
+    """A spec as it may travel: of a file its name alone, not the folders of this machine."""
+    kind, _, name = spec.partition(":")
+    if kind != "onnx":
+        return spec
+    path, comma, rest = name.partition(",")
+    return f"onnx:{Path(path).name}{comma}{rest}"
+
+
 def settings(text: str) -> dict[str, str]:
     """What a spec says after its name: `cut=0.6,preprocess=imagenet` → {"cut": "0.6", "preprocess": "imagenet"}."""
     found = {}

@@ -35,6 +35,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the neare
 TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # steps from whose time the rest is forecast again
+SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 USUAL = 0.5  # the share that is taken where held-out images do not tell
@@ -91,8 +92,8 @@ class Parts:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How training ended. start_share: of the start's weights in those kept; fidelity: of the weights kept, which
-    are in the student now; nested: of their vectors cut to each length that was asked for; stopped: why it ended
-    where it did."""
+    are in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
+    nearest with the teacher's among images trained on, before training and where it ended; stopped: why there."""
 
     state: State
     start_share: float
@@ -101,6 +102,7 @@ class Outcome:
     k: int
     stopped: str
     nested: dict[int, Fidelity]
+    seen: tuple[float, float]
 
 
 def train(
@@ -247,9 +249,11 @@ class _Trainer:
         self._log({"step": self.state.step, "loss": round(loss.item(), 6)})
 
     def _diverged(self, what: str, batch: Batch) -> DistillError:
-        names = ", ".join(self.data.names[row] for row in batch.rows[:3])
+        names = [self.data.names[row] for row in batch.rows]
+        self._log({"step": self.state.step, "diverged": what, "images": names})
+        more = f" and {len(names) - 3} more, all in {self.rundir.log}" if len(names) > 3 else ""
         return DistillError(
-            f"{what} at step {self.state.step} (images {names}, ...)",
+            f"{what} at step {self.state.step} (images {', '.join(names[:3])}{more})",
             f"lower the learning rate: --restart --set optimiser.{self.lr_name}={self.lr / 10:.0e}",
         )
 
@@ -338,10 +342,19 @@ class _Trainer:
             self.state.stale += 1
         if self.state.step == 0:
             whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
-            write_json(self.rundir.undistilled, {"overlap": whole[0].tolist(), "spearman": whole[1].tolist()})
+            first = {"overlap": whole[0].tolist(), "spearman": whole[1].tolist(), "seen": self._seen(student)}
+            write_json(self.rundir.undistilled, first)
+
+    def _seen(self, student: Student) -> float:
+        """Overlap of the nearest with the teacher's among some images that are trained on."""
+        rows = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))[:SEEN]
+        vectors = embed_plain(student, self.data.pixels[np.sort(rows)], self.data.size, self.data.keep)
+        overlap, _ = fidelity_scores(self.data.targets[np.sort(rows)], vectors, metrics.reach(len(rows)))
+        return float(overlap.mean())
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
+        learned = self._seen(cast(Student, self.average.module))
         share = self._blend()
         every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
         first = read_json(self.rundir.undistilled)
@@ -351,6 +364,7 @@ class _Trainer:
             state=replace(self.state),
             fidelity=every[max(every)],
             nested=every if self.recipe.student.dims else {},
+            seen=(first["seen"], learned),
             undistilled=undistilled,
             k=self.k,
             stopped=stopped,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import contest, images, imported, reference, students
+from distilltool import contest, images, imported, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Score
@@ -208,4 +208,5 @@ def _told(scored: Scored) -> str:
     choice = scored.choice
     looks = "" if choice.keep == 1 else f", looking at the middle {100 * choice.keep:.0f} % of each side"
     how = ", mapped by ridge regression" if choice.mapped else ""
-    return f"{choice.spec} at {choice.input} px keeps {100 * scored.score.mean:.0f} % of the top-10{how}{looks}"
+    kept = f"keeps {100 * scored.score.mean:.0f} % of the top-10"
+    return f"{sources.named(choice.spec)} at {choice.input} px {kept}{how}{looks}"

@@ -6,7 +6,7 @@ import torch
 from builders import drawn
 from PIL import Image
 
-from distilltool.augment import make_batch, rows_of, shrink
+from distilltool.augment import LUMA, coloured, make_batch, rows_of, shrink, view
 from distilltool.recipe import Augment
 from distilltool.student import to_pixels
 
@@ -136,3 +136,19 @@ def test_jitter_changes_contrast_and_colour_within_bounds() -> None:
     grey = found.mean(axis=(2, 3)) @ (0.299, 0.587, 0.114)
     colour = (found[:, 0, 0, 0] - found[:, 1, 0, 0]) / 40 / (grey / (100 + 0.299 * 40))
     assert (np.abs(colour - 1) <= (1 + strength) ** 2 - 1 + 1e-3).all() and np.ptp(colour) > strength
+
+
+def test_colours_are_brightness_then_saturation_then_contrast() -> None:
+    """Against the three steps written out one by one in float64."""
+    rng = np.random.default_rng(3)
+    pixels = torch.from_numpy(rng.integers(0, 256, (3, 3, 9, 7), np.uint8))
+    views = [view(Augment(jitter=0.6), 0.9, rng) for _ in range(3)]
+    found = coloured(pixels, views)
+    for image, one, got in zip(pixels.double(), views, found, strict=True):
+        brightness, contrast, saturation = one.factors
+        bright = image * brightness
+        grey = sum(weight * bright[channel] for channel, weight in enumerate(LUMA))
+        saturated = grey + (bright - grey) * saturation
+        expected = (grey.mean() + (saturated - grey.mean()) * contrast).clamp(0, 255)
+        assert torch.allclose(got.double(), expected, atol=1e-3)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -118,6 +118,7 @@ DISTILL = {
     "verdict",
     "seed",
     "nested",
+    "seen",
 }
 INSPECT = {
     "path",

@@ -119,3 +119,16 @@ def test_the_teachers_file_under_another_name_is_the_teacher(tmp_path: Path, tea
     assert found(f"onnx:{copy}", opened(teacher)) == own
     with pytest.raises(DistillError, match="--isolate"):
         found(f"onnx:{copy}", opened(teacher), isolate=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("onnx:/home/me/small.onnx", "onnx:small.onnx"),
+        ("onnx:models/small.onnx,cut=0.6,preprocess=imagenet", "onnx:small.onnx,cut=0.6,preprocess=imagenet"),
+        ("teacher:cut=0.6", "teacher:cut=0.6"),
+        ("timm:resnet18", "timm:resnet18"),
+    ],
+)
+def test_what_travels_names_no_folder(spec: str, told: str) -> None:
+    assert sources.named(spec) == told

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import images, imported, objective, reference, ridge, search, students, train
+from distilltool import images, imported, objective, reference, ridge, search, sources, students, train
 from distilltool.augment import embed_plain, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
@@ -36,6 +36,8 @@ LEAST_SEEN = 0.25  # share of an image's sides
 MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
+POOR = 0.7  # overlap below which advice is given
+TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
 
@@ -378,7 +380,7 @@ def _report(
         run=str(run.root),
         recipe=recipe.name,
         student=StudentReport(
-            spec=recipe.student.spec,
+            spec=sources.named(recipe.student.spec),
             params=sum(p.numel() for p in student.parameters()),
             dim=student.dim,
             input=data.size,
@@ -395,13 +397,14 @@ def _report(
         fidelity=outcome.fidelity,
         undistilled=outcome.undistilled,
         nested={str(dim): one for dim, one in outcome.nested.items()},
+        seen={"undistilled": outcome.seen[0], "distilled": outcome.seen[1]},
         verdict=_verdict(outcome),
         seed=recipe.seed,
     )
 
 
 def _verdict(outcome: Outcome) -> str:
-    """What was reached, in words, from held-out images alone."""
+    """What was reached, in words, and what is to be done about it, from what was measured."""
     kept, first, state = outcome.fidelity.overlap_at_10, outcome.undistilled.overlap_at_10, outcome.state
     half = (kept.high - kept.low) / 2
     said = (
@@ -409,12 +412,25 @@ def _verdict(outcome: Outcome) -> str:
         f"(undistilled {100 * first.value:.0f} %)"
     )
     if state.best_step == 0:
-        return f"{said}; training did not improve it: try a smaller learning rate or more images"
+        return f"{said}; training did not improve it: {_advice(outcome)}"
     if kept.low <= first.value:
-        return f"{said}; that is within the noise of the undistilled student: try more images or more time"
+        return f"{said}; that is within the noise of the undistilled student: {_advice(outcome)}"
     if state.best_step >= 0.9 * state.step:
         return f"{said}; still improving at the end: give it longer with --time-budget"
-    return f"{said}; best at step {state.best_step} of {state.step}, {outcome.stopped}"
+    poor = f"; {_advice(outcome)}" if kept.value < POOR else ""
+    return f"{said}; best at step {state.best_step} of {state.step}, {outcome.stopped}{poor}"
+
+
+def _advice(outcome: Outcome) -> str:
+    """What limits the student: the images it saw, if it learned those and not others; else itself, or its time."""
+    before, after = outcome.seen
+    others = outcome.fidelity.overlap_at_10.value - outcome.undistilled.overlap_at_10.value
+    learned = f"{100 * (after - before):+.0f} points on images it was trained on, {100 * others:+.0f} on others"
+    if after - before > max(TOLD, 2 * others):
+        return f"{learned}: more images would help most"
+    if after - before < TOLD:
+        return f"{learned}: it hardly learned: give it longer, or a larger optimiser.lr_finetune with --set"
+    return f"{learned}: the student itself limits: a larger --input, a later cut or a larger --target"
 
 
 def _finish(
@@ -436,7 +452,7 @@ def _finish(
     if architecture is not None:
         write_bytes(run.architecture, lambda fresh: _write(fresh, architecture))
     card = StudentCard(
-        spec=recipe.student.spec,
+        spec=sources.named(recipe.student.spec),
         input=size,
         dim=student.dim,
         head=student.dim if student.has_head else 0,

@@ -1,0 +1,118 @@
+"""How much of a training step is training: steps of the real loop beside the same model's forward and backward pass.
+
+    python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --input 128 --json benchmarks/results/speed.json
+
+The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
+optimiser. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of both
+take turns, so that a drifting machine meets both alike; no fidelity is looked at in between. The images are random:
+what is in them costs nothing.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distilltool import images, latency, recipe
+from distilltool.progress import Silent
+from distilltool.rundir import RunDir
+from distilltool.sources import open_source
+from distilltool.stages.distill import environment
+from distilltool.student import Student
+from distilltool.students import Start, build
+from distilltool.teacher import TeacherOptions, open_teacher
+from distilltool.train import Data, _Trainer
+
+COUNT, HELD, DIM = 1024, 64, 1280
+
+
+def student_of(args: argparse.Namespace) -> Student:
+    """The network that is trained."""
+    kind, _, name = args.student.partition(":")
+    source = None
+    if kind == "onnx":
+        teacher = open_teacher(Path(name.partition(",")[0]), TeacherOptions(preprocess=tuple(args.preprocess)))
+        source = open_source("teacher", teacher, False, [], Silent())
+    start = Start(input=args.input, seed=0, source=source, prepared=source.preprocess if source else None)
+    return Student(build(args.student, start), 0, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Trainer:
+    """The real loop on random images."""
+    rng = np.random.default_rng(0)
+    cached = round(args.input / (0.9 * 0.8))  # as `distill` keeps them for the middle 90 % of each side
+    targets = rng.normal(size=(COUNT + HELD, DIM)).astype(np.float32)
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    data = Data(
+        pixels=rng.integers(0, 256, (COUNT, cached, cached, 3), np.uint8),
+        targets=targets[:COUNT],
+        held_pixels=rng.integers(0, 256, (HELD, args.input, args.input, 3), np.uint8),
+        held_targets=targets[COUNT:],
+        names=tuple(str(number) for number in range(COUNT)),
+        keep=0.9,
+    )
+    how = recipe.load(args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000"])
+    return _Trainer(student, data, how, RunDir(run), True, None, 0.0, Silent())
+
+
+def bare(student: Student, args: argparse.Namespace) -> Callable[[], None]:
+    """Forward and backward on a tensor in memory."""
+    pixels = torch.rand(args.batch, 3, args.input, args.input).mul(255).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        student.zero_grad(set_to_none=True)
+        student(pixels).sum().backward()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student")
+    parser.add_argument("--preprocess", action="append", default=[])
+    parser.add_argument("--input", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--recipe", default="best")
+    parser.add_argument("--steps", type=int, default=6, help="of a block")
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(images.workers())
+    student = student_of(args)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(student, args, Path(folder))
+        student.train()
+        batches: Iterator[object] = trainer._batches()
+        steps = (bare(student, args), lambda: trainer._step(next(batches)))  # type: ignore[arg-type]
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for step in (*steps, *steps):
+            step()
+        for turn in range(args.blocks):
+            for which in (0, 1) if turn % 2 == 0 else (1, 0):
+                began = time.perf_counter()
+                for _ in range(args.steps):
+                    steps[which]()
+                seconds[which].append((time.perf_counter() - began) / args.steps)
+    ratio = latency.speedup(*(latency.Timed(blocks=tuple(np.array([one]) for one in times)) for times in seconds[::-1]))
+    found = {
+        "student": Path(args.student).name,
+        "input": args.input,
+        "batch": args.batch,
+        "recipe": args.recipe,
+        "bare seconds": round(float(np.median(seconds[0])), 4),
+        "loop seconds": round(float(np.median(seconds[1])), 4),
+        "loop steps per bare step": {name: round(getattr(ratio, name), 3) for name in ("value", "low", "high")},
+        "environment": environment(),
+    }
+    print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a run says of itself at its end, and where it stops because a number is none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import onnx_teacher, photo_folder
+from test_chain import SMALL
+
+import distilltool
+from distilltool import objective, train
+from distilltool.errors import DistillError
+from distilltool.report import Fidelity, Interval
+from distilltool.stages.distill import _verdict
+from distilltool.train import Outcome, State
+
+
+def ended(kept: float, first: float, seen: tuple[float, float], best: int = 50, step: int = 100) -> Outcome:
+    """A training that ended so; half of an interval is 0.02."""
+
+    def fidelity(value: float) -> Fidelity:
+        interval = Interval(value=value, low=value - 0.02, high=value + 0.02)
+        return Fidelity(overlap_at_10=interval, spearman=interval)
+
+    return Outcome(
+        state=State(step=step, total=step, best_step=best),
+        start_share=0.5,
+        fidelity=fidelity(kept),
+        undistilled=fidelity(first),
+        k=10,
+        stopped="all steps are done",
+        nested={},
+        seen=seen,
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (ended(0.91, 0.80, (0.8, 0.95)), "keeps 91 ± 2 % of the teacher's top-10 on held-out images"),
+        (ended(0.91, 0.80, (0.8, 0.95)), "best at step 50 of 100, all steps are done"),
+        (ended(0.91, 0.80, (0.8, 0.95), best=95), "still improving at the end: give it longer"),
+        (ended(0.61, 0.60, (0.6, 0.9)), "within the noise of the undistilled student: +30 points on images it was"),
+        (ended(0.61, 0.60, (0.6, 0.9)), "+1 on others: more images would help most"),
+        (ended(0.60, 0.60, (0.6, 0.9), best=0), "training did not improve it: +30 points"),
+        (ended(0.60, 0.60, (0.6, 0.61), best=0), "it hardly learned: give it longer"),
+        (ended(0.55, 0.40, (0.4, 0.6)), "the student itself limits: a larger --input"),
+        (ended(0.55, 0.50, (0.4, 0.9)), "more images would help most"),
+    ],
+)
+def test_a_verdict_says_what_limits_the_student(outcome: Outcome, said: str) -> None:
+    assert said in _verdict(outcome)
+
+
+def test_a_good_student_gets_no_advice() -> None:
+    assert _verdict(ended(0.91, 0.80, (0.8, 0.95))).endswith("all steps are done")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_none_stops_with_step_and_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    onnx_teacher(tmp_path / "teacher.onnx", size=(48, 48), dim=24)
+    photo_folder(tmp_path / "imgs", 64)
+    real, calls = objective.sum_of_losses, list[int]()
+
+    def broken(recipe: object, bank: torch.Tensor) -> object:
+        loss = real(recipe, bank)  # type: ignore[arg-type]
+
+        def step(student: torch.Tensor, teacher: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            if len(calls) < 3:
+                return loss(student, teacher, rows)
+            return student.sum() * np.nan if where == "loss" else (student * 0).pow(0.5).sum()
+
+        return step
+
+    monkeypatch.setattr(train, "sum_of_losses", broken)
+    with pytest.raises(DistillError) as found:
+        distilltool.distill(
+            tmp_path / "teacher.onnx",
+            tmp_path / "imgs",
+            out=tmp_path / "run",
+            store=tmp_path / "ledger.sqlite",
+            **SMALL,  # type: ignore[arg-type]
+        )
+    what = "the loss is nan" if where == "loss" else "the gradient is not finite"
+    assert found.value.message.startswith(f"{what} at step 2 (images {tmp_path / 'imgs'}")
+    assert "and 13 more, all in" in found.value.message and "lower the learning rate" in found.value.fix
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 2 and len(last["images"]) == 16 and all(Path(one).exists() for one in last["images"])
