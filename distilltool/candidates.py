@@ -106,7 +106,7 @@ def limit(goal: Target | None, teacher: Source | None) -> float:
         return float("inf")
     raise DistillError(
         f"--target {goal.text} is a share of the teacher's work, and this teacher is no file that can be read here",
-        "write what one image may cost: flops<100M or p50<5ms",
+        'write what one image may cost: "flops<100M" or "p50<5ms"',
     )
 
 

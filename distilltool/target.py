@@ -13,10 +13,10 @@ STEP = 16  # sides are multiples of it
 ROUNDS = 5  # sides tried
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "us": 1e-3, "ms": 1.0, "s": 1e3}
 WRITTEN = (
-    r"(?P<what>flops|p50)<(?P<number>\d+(?:\.\d+)?)(?P<unit>x|[KMG]|us|ms|s|)"
+    r"(?P<what>flops|p50)<=?(?P<number>\d+(?:\.\d+)?)(?P<unit>x|[KMG]|us|ms|s|)"
     r"(?:@(?P<device>\w+)(?::(?P<threads>\d+))?)?"
 )
-HINT = "write flops<0.1x, flops<100M, p50<5ms or p50<5ms@cpu:1"
+HINT = 'write "flops<0.1x", "flops<100M", "p50<5ms" or "p50<5ms@cpu:1", in quotes, as < means something to a shell'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class Target:
 
 
 def parse(text: str) -> Target:
-    """Read `flops<0.1x`, `flops<100M` or `p50<5ms@cpu:1`; raises DistillError."""
+    """Read `flops<0.1x`, `flops<100M` or `p50<5ms@cpu:1`, `<=` too; raises DistillError."""
     found = re.fullmatch(WRITTEN, text.strip())
     wrong = DistillError(f"--target {text} is not understood", HINT, Exit.USAGE)
     if not found or not float(found["number"]):
@@ -42,7 +42,9 @@ def parse(text: str) -> Target:
         if unit not in ("us", "ms", "s") or found["threads"] == "0":
             raise wrong
         if found["device"] not in (None, "cpu"):
-            raise DistillError(f"--target {text}: times are taken on the CPU alone", "write p50<5ms@cpu:1", Exit.USAGE)
+            raise DistillError(
+                f"--target {text}: times are taken on the CPU alone", 'write "p50<5ms@cpu:1"', Exit.USAGE
+            )
         return Target(text=text.strip(), measure="p50", limit=limit * UNITS[unit], threads=int(found["threads"] or 1))
     if unit in ("us", "ms", "s") or found["device"]:
         raise wrong

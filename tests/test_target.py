@@ -11,6 +11,7 @@ from distilltool.target import PARETO, STEP, USUAL, largest, parse
     [
         ("flops<0.1x", "flops", 0.1, True, 1),
         ("flops<100M", "flops", 1e8, False, 1),
+        ("flops<=100M", "flops", 1e8, False, 1),
         ("flops<1.5G", "flops", 1.5e9, False, 1),
         ("flops<2000", "flops", 2000, False, 1),
         ("p50<5ms@cpu:1", "p50", 5, False, 1),
@@ -27,7 +28,19 @@ def test_targets_are_read(text: str, measure: str, limit: float, share: bool, th
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fast", "p50<5", "p50<5x", "p50>5ms", "flops<5ms", "flops<0x", "flops<0.1x@cpu", "p99<5ms", "p50<5ms@cuda:1"]
+    [
+        "",
+        "fast",
+        "flops",
+        "p50<5",
+        "p50<5x",
+        "p50>5ms",
+        "flops<5ms",
+        "flops<0x",
+        "flops<0.1x@cpu",
+        "p99<5ms",
+        "p50<5ms@cuda:1",
+    ]
     + ["p50<5ms@cpu:0", "flops<-1M", "flops<1e9"],
 )
 def test_what_is_no_target_is_wrong_usage(text: str) -> None:
