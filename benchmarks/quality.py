@@ -45,6 +45,7 @@ from distilltool.teacher import TeacherOptions, open_teacher
 BATCH = 64
 HELD = 0.11  # share of the images held out, about
 UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
+TEACHER = "--space teacher"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
     "kl": ("kl",),
@@ -58,9 +59,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "listmle": ("listmle",),
     "ranknet": ("ranknet",),
     "rop": ("rop",),
-    "best-teacher": ("best", "space=teacher"),
+    "best-teacher": ("best", TEACHER),
     "untrained": ("best", *UNTRAINED),
-    "untrained-teacher": ("best", "space=teacher", *UNTRAINED),
+    "untrained-teacher": ("best", TEACHER, *UNTRAINED),
     "drd-no-mixing": ("drd", "mix.ratio=0"),
     "drd-no-mixing-more-pairs": ("drd", "mix.ratio=0", f"schedule.batch={2 * BATCH}"),
     "drd-unnormalised": ("drd", "mix.normalise=false"),
@@ -177,7 +178,9 @@ class Bench:
     @property
     def student(self) -> str:
         kind, _, name = self.setting.student.partition(":")
-        return f"{kind}:{self.data / 'models' / name}.onnx" if kind == "onnx" else self.setting.student
+        return (
+            f"{kind}:{self.data / 'models' / name}.onnx,preprocess=imagenet" if kind == "onnx" else self.setting.student
+        )
 
 
 def opened(name: str, data: Path, work: Path) -> Bench:
@@ -215,7 +218,12 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
         store=bench.work / "ledger.sqlite",
         preprocess=bench.setting.preprocess,
         seed=seed,
-        changes=[f"schedule.epochs={epochs}", "schedule.patience=1000", *changes],
+        space="teacher" if TEACHER in changes else None,
+        changes=[
+            f"schedule.epochs={epochs}",
+            "schedule.patience=1000",
+            *(change for change in changes if change != TEACHER),
+        ],
     )
     spent = {"cpu seconds": time.process_time() - began, "seconds": time.perf_counter() - wall}
     student = distilltool.load_student(run / "run")

@@ -274,8 +274,8 @@ def distill(
         typer.Option(
             metavar="WHAT<MOST",
             help="What the student may cost, in quotes: flops<0.1x of the teacher's, flops<100M, p50<5ms or "
-            "p50<5ms@cpu:1 (its threads). Sizes and networks at hand are tried untrained, the best is trained; given more "
-            "than once, one student for each. (default with auto: flops<0.1x)",
+            "p50<5ms@cpu:1 (its threads). Sizes and networks at hand are tried untrained, the best is trained; given "
+            "more than once, one student for each. (default with auto: flops<0.1x)",
             show_default=False,
         ),
     ] = None,
