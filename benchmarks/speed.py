@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,9 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
         names=tuple(str(number) for number in range(COUNT)),
         keep=0.9,
     )
-    how = recipe.load(args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000"])
+    how = recipe.load(
+        args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000", "schedule.accumulate_finetune=1"]
+    )
     return _Trainer(student, data, how, RunDir(run), True, None, 0.0, Silent())
 
 
@@ -87,8 +89,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(student, args, Path(folder))
         student.train()
-        batches: Iterator[object] = trainer._batches()
-        steps = (bare(student, args), lambda: trainer._step(next(batches)))  # type: ignore[arg-type]
+        batches = trainer._batches()
+        steps = (bare(student, args), lambda: trainer._step(batches))
         seconds: tuple[list[float], list[float]] = ([], [])
         for step in (*steps, *steps):
             step()

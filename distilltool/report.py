@@ -147,10 +147,9 @@ class Fidelity:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
-    before its first step. start_share: how much of the start's weights the kept ones hold.
+    before its first step. best_step: of the weights kept. start_share: how much of the start's weights these hold.
     nested: of the same vectors cut to each of `--dims`, by length. seen: overlap on images trained on, undistilled and
-    where training ended, whatever weights are kept.
-    k: neighbours compared, 10 unless fewer images were held out."""
+    where training ended, whatever weights are kept. k: neighbours compared, 10 unless fewer images were held out."""
 
     run: str
     recipe: str

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,12 +32,13 @@ from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, cut, embed
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the nearest, rank correlation, each (V,)
-TIMED = 8  # steps whose time decides how many fit into a time budget, after as many as SETTLE
+TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
-PACE = 24  # steps from whose time the rest is forecast again
+PACE = 24  # batches from whose time the rest is forecast again
 SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
+CERTAIN = 2  # standard errors by which something else than the usual must be better
 USUAL = 0.5  # the share that is taken where held-out images do not tell
 
 
@@ -91,11 +92,12 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How training ended. start_share: of the start's weights in those kept; fidelity: of the weights kept, which
-    are in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
+    """How training ended. kept_step: of the weights kept; start_share: of the start's weights in them; fidelity: theirs,
+    which are in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
     nearest with the teacher's among images trained on, before training and where it ended; stopped: why there."""
 
     state: State
+    kept_step: int
     start_share: float
     fidelity: Fidelity
     undistilled: Fidelity
@@ -116,7 +118,8 @@ def train(
     spent: float,
     progress: Progress,
 ) -> Outcome:
-    """Train, keeping in `run.best` the weights that ranked held-out images best, the undistilled ones included.
+    """Train; the weights at the end are kept, unless earlier or the undistilled ones ranked held-out images better
+    beyond chance.
 
     finetune: the student's weights are pretrained, so the smaller learning rate is used. seconds: wall time for all
     of it, including what an interrupted attempt took; None follows `schedule.epochs`. spent: seconds of it that
@@ -160,7 +163,10 @@ class _Trainer:
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
             self.bank = Bank(student=remembered, teacher=self.targets)
         self.batch = min(recipe.schedule.batch, len(data.pixels))
-        planned = recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch)
+        batches = len(data.pixels) // self.batch
+        self.parts = max(1, min(recipe.schedule.accumulate_finetune, batches)) if finetune else 1  # batches of a step
+        self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
+        planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.state = State(total=planned if seconds is None else 1 << 30)
         self.k = metrics.reach(len(data.held_pixels))
 
@@ -186,17 +192,17 @@ class _Trainer:
 
     def _planned(self) -> int:
         """Steps in all, or the few that are timed first."""
-        return self.state.total if self.seconds is None or self.state.fitted else SETTLE + TIMED
+        return self.state.total if self.seconds is None or self.state.fitted else self.settle + self.timed
 
     def _steps(self, wish: StopWish) -> str:
         batches = self._batches()
         timed: list[float] = []
         while self.state.step < self.state.total:
             began = time.perf_counter()
-            self._step(next(batches))
+            self._step(batches)
             timed.append(time.perf_counter() - began)
-            if self.seconds is not None and not self.state.fitted and len(timed) == SETTLE + TIMED:
-                self.state.total = self._steps_that_fit(float(np.median(timed[SETTLE:])))
+            if self.seconds is not None and not self.state.fitted and len(timed) == self.settle + self.timed:
+                self.state.total = self._steps_that_fit(float(np.median(timed[self.settle :])))
                 self.state.fitted, self.state.look = True, 0
                 self.progress.expect(self.state.total)
             self.state.seconds = time.perf_counter() - self.clock
@@ -208,7 +214,7 @@ class _Trainer:
                 self.student.train()
                 self.state.look = 0
                 if self.state.fitted and not last:  # a machine that others use too changes its pace
-                    self.state.total = self._steps_that_fit(float(np.median(timed[-PACE:])))
+                    self.state.total = self._steps_that_fit(float(np.median(timed[-self.pace :])))
                     self.progress.expect(self.state.total)
             if wish.wanted or looked:
                 self._save_checkpoint()
@@ -229,27 +235,32 @@ class _Trainer:
             self.state.look = (max(self.state.step - 1, 0) // every + 1) * every
         return self.state.look
 
-    def _step(self, batch: Batch) -> None:
-        step = self.state.step
+    def _step(self, batches: Iterator[Batch]) -> None:
+        step, total = self.state.step, 0.0
         now = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
         for group, scale in zip(self.optimiser.param_groups, self.scales.tolist(), strict=True):
             group["lr"] = now * scale
-        loss = self._loss(batch, (self.recipe.seed, 3, step))
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {loss.item()}", batch)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        rows = list[int]()
+        for part in range(self.parts):
+            batch = next(batches)
+            rows += batch.rows.tolist()
+            loss = self._loss(batch, (self.recipe.seed, 3, step * self.parts + part)) / self.parts
+            if not torch.isfinite(loss):
+                raise self._diverged(f"the loss is {loss.item()}", batch.rows.tolist())
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
         if not torch.isfinite(norm):
-            raise self._diverged("the gradient is not finite", batch)
+            raise self._diverged("the gradient is not finite", rows)
         self.optimiser.step()
         self.average.update_parameters(self.student)
         self.state.step += 1
-        self.progress.advance(1, f"loss {loss.item():.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
-        self._log({"step": self.state.step, "loss": round(loss.item(), 6)})
+        self.progress.advance(1, f"loss {total:.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
+        self._log({"step": self.state.step, "loss": round(total, 6)})
 
-    def _diverged(self, what: str, batch: Batch) -> DistillError:
-        names = [self.data.names[row] for row in batch.rows]
+    def _diverged(self, what: str, rows: Sequence[int]) -> DistillError:
+        names = [self.data.names[row] for row in rows]
         self._log({"step": self.state.step, "diverged": what, "images": names})
         more = f" and {len(names) - 3} more, all in {self.rundir.log}" if len(names) > 3 else ""
         return DistillError(
@@ -295,7 +306,7 @@ class _Trainer:
         """Batches made by one thread a few steps ahead."""
         recipe, data = self.recipe, self.data
         views = 0 if data.reference is None else data.reference.shape[1]
-        steps = iter(range(self.state.step, 1 << 40))
+        steps = iter(range(self.state.step * self.parts, 1 << 40))
         return images.ahead(
             steps,
             lambda step: make_batch(
@@ -355,13 +366,15 @@ class _Trainer:
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
         learned = self._seen(cast(Student, self.average.module))
-        share = self._blend()
+        step = self._settle()
+        share = self._blend(step)
         every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
         first = read_json(self.rundir.undistilled)
         undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
             start_share=share,
             state=replace(self.state),
+            kept_step=step,
             fidelity=every[max(every)],
             nested=every if self.recipe.student.dims else {},
             seen=(first["seen"], learned),
@@ -370,15 +383,29 @@ class _Trainer:
             stopped=stopped,
         )
 
-    def _blend(self) -> float:
-        """Load the best weights, mixed with the start's where those were pretrained. Returns the start's share.
+    def _settle(self) -> int:
+        """Put into `run.best` the weights where training ended, unless those there are better beyond chance.
+
+        Of many looks at few images the best is the best by chance: early, noisy weights would be kept. Returns the step
+        of the weights that are kept.
+        """
+        last = cast(Student, self.average.module)
+        self.student.load_state_dict(read_weights(self.rundir.best))
+        if self.state.best_step == self.state.step or beats(self._scores(self.student)[0], self._scores(last)[0]):
+            return self.state.best_step
+        save_weights(self.rundir.best, last)
+        return self.state.step
+
+    def _blend(self, step: int) -> float:
+        """Load the weights that are kept, of this step, mixed with the start's where those were pretrained. Returns the
+        start's share.
 
         Averaging fine-tuned weights with those they came from keeps what the start knew of unlike images (WiSE-FT,
         Wortsman et al., CVPR 2022); a start from nothing has nothing to keep. Half is taken unless another share ranks
-        held-out images better by more than a standard error: few images tell smaller differences by chance alone.
+        held-out images better by more than two standard errors: few images tell smaller differences by chance alone.
         """
         best = read_weights(self.rundir.best)
-        if not (self.finetune and self.state.best_step):
+        if not (self.finetune and step):
             self.student.load_state_dict(best)
             return float(self.finetune)  # the best is the start itself
         start = read_weights(self.rundir.start)
@@ -389,8 +416,7 @@ class _Trainer:
             self._log({"start_share": share, "overlap": round(float(overlaps[share].mean()), 5)})
         chosen = USUAL
         for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
-            gain = overlaps[share] - overlaps[USUAL]
-            if gain.mean() > gain.std() / math.sqrt(len(gain)):
+            if beats(overlaps[share], overlaps[USUAL]):
                 chosen = share
                 break
         self.student.load_state_dict(_mixed(best, start, chosen))
@@ -459,6 +485,12 @@ def fidelity_scores(teacher_VE: NDArray[np.float32], student_VD: NDArray[np.floa
     rows = np.arange(len(teacher_VE), dtype=np.int64)
     task = Task(query=rows, gallery=rows, labels=None)
     return metrics.overlap(task, teacher_VE, student_VD, k), metrics.spearman(task, teacher_VE, student_VD)
+
+
+def beats(overlap_V: NDArray[np.float64], other_V: NDArray[np.float64]) -> bool:
+    """Whether one overlap of the nearest, per image, is better than another by more than chance would have it."""
+    gain = overlap_V - other_V
+    return bool(gain.mean() > CERTAIN * gain.std() / math.sqrt(len(gain)))
 
 
 def _fidelity(scores: Scores) -> Fidelity:

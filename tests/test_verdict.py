@@ -26,6 +26,7 @@ def ended(kept: float, first: float, seen: tuple[float, float], best: int = 50, 
 
     return Outcome(
         state=State(step=step, total=step, best_step=best),
+        kept_step=best,
         start_share=0.5,
         fidelity=fidelity(kept),
         undistilled=fidelity(first),
@@ -40,7 +41,7 @@ def ended(kept: float, first: float, seen: tuple[float, float], best: int = 50, 
     ("outcome", "said"),
     [
         (ended(0.91, 0.80, (0.8, 0.95)), "keeps 91 ± 2 % of the teacher's top-10 on held-out images"),
-        (ended(0.91, 0.80, (0.8, 0.95)), "best at step 50 of 100, all steps are done"),
+        (ended(0.91, 0.80, (0.8, 0.95)), "best at step 50; step 100: all steps are done"),
         (ended(0.91, 0.80, (0.8, 0.95), best=95), "still improving at the end: give it longer"),
         (ended(0.61, 0.60, (0.6, 0.9)), "within the noise of the undistilled student: +30 points on images it was"),
         (ended(0.61, 0.60, (0.6, 0.9)), "+1 on others: more images would help most"),

@@ -390,7 +390,7 @@ def _report(
         queries=answered.queries,
         images={"train": len(data.pixels), "validation": len(data.held_pixels), "skipped": answered.skipped},
         steps=outcome.state.step,
-        best_step=outcome.state.best_step,
+        best_step=outcome.kept_step,
         start_share=outcome.start_share,
         seconds=outcome.state.seconds,
         k=outcome.k,
@@ -411,14 +411,15 @@ def _verdict(outcome: Outcome) -> str:
         f"keeps {100 * kept.value:.0f} ± {100 * half:.0f} % of the teacher's top-{outcome.k} on held-out images "
         f"(undistilled {100 * first.value:.0f} %)"
     )
-    if state.best_step == 0:
+    if outcome.kept_step == 0:
         return f"{said}; training did not improve it: {_advice(outcome)}"
     if kept.low <= first.value:
         return f"{said}; that is within the noise of the undistilled student: {_advice(outcome)}"
     if state.best_step >= 0.9 * state.step:
         return f"{said}; still improving at the end: give it longer with --time-budget"
     poor = f"; {_advice(outcome)}" if kept.value < POOR else ""
-    return f"{said}; best at step {state.best_step} of {state.step}, {outcome.stopped}{poor}"
+    which = "" if outcome.kept_step == state.step else f"; best at step {outcome.kept_step}"
+    return f"{said}{which}; step {state.step}: {outcome.stopped}{poor}"
 
 
 def _advice(outcome: Outcome) -> str:

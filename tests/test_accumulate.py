@@ -1,0 +1,82 @@
+"""Steps of several batches: the same as one of all their images, where the loss is a mean over images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import drawn
+from torch import Tensor, nn
+
+from distilltool.augment import Augment, Batch, make_batch
+from distilltool.progress import Silent
+from distilltool.recipe import Recipe, load
+from distilltool.rundir import RunDir
+from distilltool.student import Student
+from distilltool.students import Backbone
+from distilltool.train import Data, _Trainer
+
+SIDE, COUNT, DIM = 12, 24, 6
+
+
+class Tiny(nn.Module):
+    """Colours of four quarters, mixed linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(12, DIM)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        made: Tensor = self.mixer(nn.functional.adaptive_avg_pool2d(images_NCHW, 2).flatten(1))
+        return made
+
+
+def trainer(tmp_path: Path, batch: int, parts: int, *, finetune: bool = True) -> _Trainer:
+    """A trainer of a student in the teacher's space, with the loss that is a mean over images."""
+    torch.manual_seed(0)
+    student = Student(Backbone(module=Tiny(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False)
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(COUNT, DIM)).astype(np.float32)
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
+    data = Data(pixels=pixels, targets=targets, held_pixels=pixels, held_targets=targets, names=("",) * COUNT)
+    changes = [f"schedule.batch={batch}", f"schedule.accumulate_finetune={parts}", "optimiser.clip=1e6"]
+    recipe: Recipe = load("regression", changes)
+    tmp_path.mkdir(exist_ok=True)
+    return _Trainer(student, data, recipe, RunDir(tmp_path), finetune, None, 0.0, Silent())
+
+
+def gradients(one: _Trainer, batches: list[Batch]) -> list[Tensor]:
+    one._step(iter(batches))
+    return [p.grad.clone() for p in one.student.parameters() if p.grad is not None]
+
+
+def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path) -> None:
+    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
+    whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
+    thirds = [
+        Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
+        for at in (0, 8, 16)
+    ]
+    one, three = trainer(tmp_path / "a", COUNT, 1), trainer(tmp_path / "b", 8, 3)
+    assert (one.parts, three.parts) == (1, 3)
+    for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
+    assert one.state.step == three.state.step == 1
+
+
+@pytest.mark.parametrize(("batch", "parts", "taken"), [(8, 4, 3), (8, 2, 2), (24, 4, 1), (64, 4, 1)])
+def test_no_more_batches_than_there_are_images_for(tmp_path: Path, batch: int, parts: int, taken: int) -> None:
+    found = trainer(tmp_path, batch, parts)
+    assert found.parts == taken
+    assert found.state.total == max(1, 60 * -(-COUNT // min(batch, COUNT)) // taken)
+    assert trainer(tmp_path, batch, parts, finetune=False).parts == 1  # from nothing many steps are worth more
+
+
+def test_every_step_takes_its_own_batches(tmp_path: Path) -> None:
+    """Steps go through the images in the order of single batches, also after a stop."""
+    three, single = trainer(tmp_path / "a", 8, 3), trainer(tmp_path / "b", 8, 1)
+    ours, ones = three._batches(), single._batches()
+    assert all((next(ours).rows == next(ones).rows).all() for _ in range(6))
+    three.state.step, single.state.step = 2, 6
+    assert (next(three._batches()).rows == next(single._batches()).rows).all()
