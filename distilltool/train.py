@@ -92,8 +92,8 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How training ended. kept_step: of the weights kept; start_share: of the start's weights in them; fidelity: theirs,
-    which are in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
+    """How training ended. kept_step: of the weights kept; start_share: of the start's weights in it; fidelity: of
+    what is in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
     nearest with the teacher's among images trained on, before training and where it ended; stopped: why there."""
 
     state: State
