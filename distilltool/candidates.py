@@ -1,4 +1,4 @@
-"""Students that could be made at a given cost: parts of the teacher, narrower ones, and small pretrained networks."""
+"""Students that could be made at a given cost: early parts of the teacher, and small pretrained networks at hand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +22,6 @@ from distilltool.target import USUAL, Target, below, largest, parse
 from distilltool.trainable import Cut
 
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the teacher's work, at which it is cut
-WIDTHS = (0.5,)  # of its channels
-PRUNED_AT = 96  # pixels of the images on which it is found out what a narrower network costs
 LEAST = 64  # pixels of the longer side below which photographs say little
 SMALL = ("mobilenetv4_conv_small", "mobilenetv3_large_100", "repvit_m0_9", "resnet18")  # of timm, tried where at hand
 NATIVE = 224  # pixels of the longer side of their images
@@ -130,26 +128,9 @@ def _networks(teacher: Source | None, start: Start, refused: list[str]) -> list[
     if teacher is not None:
         try:
             found = [*_of_teacher(teacher), *found]
-            found += _narrower(start, refused)
         except DistillError as error:
             refused.append(f"{teacher.name}: {error.message}")
     return found
-
-
-def _narrower(start: Start, refused: list[str]) -> Iterator[_Network]:
-    """The teacher's own network with fewer channels."""
-    assert start.prepared is not None
-    longest = max(start.prepared.size)
-    side = min(longest, PRUNED_AT)
-    for width in WIDTHS:
-        spec = f"teacher:width={width}"
-        try:
-            backbone = students.build(spec, replace(start, input=side))
-        except DistillError as error:
-            refused.append(f"{spec}: {error.message}")
-            continue
-        flops = flops_of(backbone.module, _size(side, start)) * (longest / side) ** 2
-        yield _Network(spec=spec, flops=round(flops), longest=longest)
 
 
 def _of_teacher(source: Source) -> list[_Network]:

@@ -60,7 +60,7 @@ def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
     assert found and all(one.flops <= whole / 2 and 64 <= one.input <= SIDE for one in found)
     specs = [one.spec for one in found]
     assert specs[0] == "teacher" and len(set(specs)) == len(specs)
-    assert "teacher:width=0.5" in specs and any("cut=" in one for one in specs)
+    assert any("cut=" in one for one in specs)
     with pytest.raises(NoStudent, match="flops<0.001x"):
         found_for(work, "flops<0.001x")
     asked = found_for(work, "flops<0.5x", 80)
