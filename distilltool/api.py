@@ -205,10 +205,10 @@ def distill(
         raise DistillError(f"there is no file {weights}", "check the path given with --weights")
     extensions.find("distilltool.selection", "selection", select)
     terms = _terms(budget, max_cost, price_per_query, ambiguous)
+    goal = parse_target(target) if target is not None else None
     options = _options(preprocess, output, pool, inputs, device, isolate)
     taken = cache(lambda: _take_stock(images_dir))
     embedder = _open(teacher, options, timeout, watch, _guesser(taken, store, terms.budget, watch))
-    goal = parse_target(target) if target is not None else None
     unsaid = input_size is None and not any(change.startswith("student.input") for change in changes)
     if unsaid:
         chosen = _no_larger(chosen, max(embedder.preprocess.size))

@@ -67,8 +67,14 @@ def at_hand(sought: Sought, teacher: Source | None, start: Start, progress: Prog
     teacher: None where it is no file that can be read. Raises DistillError where there is no such student.
     """
     goal, named = sought.goal or parse(USUAL), sought.spec != AUTO
-    cost = limit(sought.goal, teacher)
     refused, found = list[str](), list[Candidate]()
+    try:
+        cost = limit(sought.goal, teacher)
+    except DistillError as error:
+        if sought.goal is not None:
+            raise
+        refused.append(error.message)  # a teacher that cannot be read: whatever network there is
+        cost, teacher = float("inf"), None
     networks = [_network(sought.spec, sought.side, start)] if named else _networks(teacher, start, refused)
     progress.begin("looking for students", len(networks), "students")
     rate = 0.0  # milliseconds an operation, of the network before

@@ -115,6 +115,29 @@ def test_a_finished_choice_can_be_made_anew(work: Path, monkeypatch: pytest.Monk
         assert code == 0, err
 
 
+def test_a_teacher_that_cannot_be_read_leaves_what_else_there_is(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a share of it is asked for."""
+
+    def unread(source: Source) -> int:
+        raise DistillError("it cannot be read", "name a student")
+
+    network = candidates._Network(spec="timm:resnet18", flops=10, longest=64)
+    monkeypatch.setattr(candidates, "total", unread)
+    monkeypatch.setattr(candidates, "_of_timm", lambda start: iter([network]))
+    source = source_of(work / "teacher.onnx")
+    start = Start(input=SIDE, seed=0, source=source, prepared=source.preprocess)
+    found = candidates.at_hand(Sought(spec="auto"), source, start, Silent())
+    assert [(one.spec, one.input) for one in found] == [("timm:resnet18", 64)]
+    with pytest.raises(DistillError, match="cannot be read"):
+        candidates.at_hand(Sought(spec="auto", goal=parse("flops<0.1x")), source, start, Silent())
+
+
+def test_a_target_is_understood_before_anything_is_asked(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="is not understood"):
+        distilltool.distill(work / "teacher.onnx", work / "imgs", target="fast", store=tmp_path / "ledger.sqlite")
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
 def test_a_share_of_a_teacher_that_is_no_file_is_told(work: Path) -> None:
     with pytest.raises(DistillError, match="no file that can be read"):
         candidates.limit(parse("flops<0.1x"), None)
