@@ -67,7 +67,7 @@ def largest(
         tried[side] = measure(side)
         fits = max((one for one, cost in tried.items() if cost <= limit), default=None)
         over = min((one for one, cost in tried.items() if cost > limit), default=most + STEP)
-        guess = below(side * (limit / max(tried[side], 1e-12)) ** 0.5)
+        guess = below(min(most, side * (limit / max(tried[side], 1e-12)) ** 0.5))
         lowest = least if fits is None else fits + STEP
         side = min(max(guess, lowest), most, below(over - 1) if over <= most else most)
         if side < lowest or side in tried:

@@ -73,4 +73,5 @@ def test_the_largest_side_is_found_in_few_looks(limit: float, offset: float, fir
 def test_a_side_that_is_asked_for_is_the_only_one() -> None:
     assert largest(lambda side: side, 100, 90, 90) == (90, 90)
     assert largest(lambda side: side, 80, 90, 90) is None
+    assert largest(lambda side: side, float("inf"), 64, 224) == (224, 224)
     assert largest(lambda side: side, 100, 64, 48) == (48, 48)  # of a teacher that looks at no more
