@@ -354,7 +354,7 @@ class _Trainer:
         if self.state.step == 0:
             whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
             first = {"overlap": whole[0].tolist(), "spearman": whole[1].tolist(), "seen": self._seen(student)}
-            write_json(self.rundir.undistilled, first)
+            write_json(self.rundir.undistilled, {**first, "score": overlap})
 
     def _seen(self, student: Student) -> float:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
@@ -366,10 +366,11 @@ class _Trainer:
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
         learned = self._seen(cast(Student, self.average.module))
-        step = self._settle()
-        share = self._blend(step)
-        every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
         first = read_json(self.rundir.undistilled)
+        step = self._settle(first["score"])
+        share = self._blend(step, first["score"])
+        step = step if share < 1 else 0
+        every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
         undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
             start_share=share,
@@ -383,20 +384,23 @@ class _Trainer:
             stopped=stopped,
         )
 
-    def _settle(self) -> int:
+    def _settle(self, first: float) -> int:
         """Put into `run.best` the weights where training ended, unless those there are better beyond chance.
 
-        Of many looks at few images the best is the best by chance: early, noisy weights would be kept. Returns the step
-        of the weights that are kept.
+        Of many looks at few images the best is the best by chance: early, noisy weights would be kept. first: overlap
+        of the undistilled, below which none are kept. Returns the step of the weights that are kept.
         """
         last = cast(Student, self.average.module)
         self.student.load_state_dict(read_weights(self.rundir.best))
-        if self.state.best_step == self.state.step or beats(self._scores(self.student)[0], self._scores(last)[0]):
+        reached = self._scores(last)[0]
+        if self.state.best_step == self.state.step or reached.mean() < first:
+            return self.state.best_step
+        if beats(self._scores(self.student)[0], reached):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
 
-    def _blend(self, step: int) -> float:
+    def _blend(self, step: int, first: float) -> float:
         """Load the weights that are kept, of this step, mixed with the start's where those were pretrained. Returns the
         start's share.
 
@@ -419,6 +423,10 @@ class _Trainer:
             if beats(overlaps[share], overlaps[USUAL]):
                 chosen = share
                 break
+        if overlaps[chosen].mean() < first:  # what ranks held-out images worse than the undistilled is not shipped
+            chosen = max(SHARES, key=lambda one: float(overlaps[one].mean()))
+        if overlaps[chosen].mean() < first:
+            chosen = 1.0
         self.student.load_state_dict(_mixed(best, start, chosen))
         return chosen
 
