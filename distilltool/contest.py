@@ -35,9 +35,7 @@ class Score:
 
     def beats(self, other: "Score") -> bool:
         """Whether it is better by more than a standard error of the paired difference."""
-        gain = self.overlap - other.overlap
-        gain = gain[~np.isnan(gain)]
-        return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+        return metrics.ahead(self.overlap, other.overlap, 1)
 
 
 def sample(count: int, seed: int) -> NDArray[np.int64]:

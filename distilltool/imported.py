@@ -203,7 +203,7 @@ def rebuild(path: Path) -> Imported:
         raise DistillError(f"{path} describes more weights than any student has", REMADE)
     said = {one.key: one.value for one in model.metadata_props}
     try:
-        wiring = plain.made(Wiring, _frozen(json.loads(said[WIRING])))
+        wiring = plain.made(Wiring, frozen(json.loads(said[WIRING])))
         narrow = Narrow.from_json(said[NARROW]) if NARROW in said else None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise DistillError(f"{path} does not say how its graph is fed", REMADE) from None
@@ -219,7 +219,8 @@ def rebuild(path: Path) -> Imported:
 REMADE = "remove the run and make it again"
 
 
-def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+def frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values as the fields of a frozen dataclass: lists become tuples."""
     return {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
 
 

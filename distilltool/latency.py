@@ -36,14 +36,8 @@ def interleaved(run: Callable[[], Any], baseline: Callable[[], Any], seconds: fl
 
     seconds: for the whole measurement, warm-up apart; each block gets the same time and at least two runs.
     """
-    for one in (run, baseline):
-        _warm(one)
-    block_seconds = seconds / (2 * BLOCKS)
-    blocks: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
-    for turn in range(BLOCKS):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            blocks[which].append(_block((run, baseline)[which], block_seconds))
-    return Timed(blocks=tuple(blocks[0])), Timed(blocks=tuple(blocks[1]))
+    ours, theirs = together((run, baseline), seconds / 2)
+    return ours, theirs
 
 
 def alone(run: Callable[[], Any], seconds: float) -> Timed:

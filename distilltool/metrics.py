@@ -132,6 +132,16 @@ def _ranks(values_G: NDArray[np.float32]) -> NDArray[np.float64]:
     return mean_rank[inverse]
 
 
+def ahead(values_Q: NDArray[np.float64], others_Q: NDArray[np.float64], errors: float) -> bool:
+    """Whether values are larger than others, paired, by more than so many standard errors of the mean difference.
+
+    A pair with NaN does not count.
+    """
+    gain = values_Q - others_Q
+    gain = gain[~np.isnan(gain)]
+    return bool(gain.mean() > errors * gain.std() / np.sqrt(len(gain)))
+
+
 def interval(values_Q: NDArray[np.float64], seed: int = 0) -> Interval:
     """Mean over queries with its 95 % bootstrap interval; NaN queries are left out."""
     kept = values_Q[~np.isnan(values_Q)]

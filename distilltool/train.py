@@ -395,7 +395,7 @@ class _Trainer:
         reached = self._scores(last)[0]
         if self.state.best_step == self.state.step or reached.mean() < first:
             return self.state.best_step
-        if beats(self._scores(self.student)[0], reached):
+        if metrics.ahead(self._scores(self.student)[0], reached, CERTAIN):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
@@ -420,7 +420,7 @@ class _Trainer:
             self._log({"start_share": share, "overlap": round(float(overlaps[share].mean()), 5)})
         chosen = USUAL
         for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
-            if beats(overlaps[share], overlaps[USUAL]):
+            if metrics.ahead(overlaps[share], overlaps[USUAL], CERTAIN):
                 chosen = share
                 break
         if overlaps[chosen].mean() < first:  # what ranks held-out images worse than the undistilled is not shipped
@@ -493,12 +493,6 @@ def fidelity_scores(teacher_VE: NDArray[np.float32], student_VD: NDArray[np.floa
     rows = np.arange(len(teacher_VE), dtype=np.int64)
     task = Task(query=rows, gallery=rows, labels=None)
     return metrics.overlap(task, teacher_VE, student_VD, k), metrics.spearman(task, teacher_VE, student_VD)
-
-
-def beats(overlap_V: NDArray[np.float64], other_V: NDArray[np.float64]) -> bool:
-    """Whether one overlap of the nearest, per image, is better than another by more than chance would have it."""
-    gain = overlap_V - other_V
-    return bool(gain.mean() > CERTAIN * gain.std() / math.sqrt(len(gain)))
 
 
 def _fidelity(scores: Scores) -> Fidelity:

@@ -516,8 +516,7 @@ def load_student(run: RunDir) -> TorchEmbedder:
     """A finished run's student, ready to embed."""
     values = read_json(run.card)
     preprocess = Preprocess.from_dict(values.pop("preprocess"))
-    frozen: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
-    card = StudentCard(**frozen, preprocess=preprocess)
+    card = StudentCard(**imported.frozen(values), preprocess=preprocess)
     if run.architecture.exists():
         backbone = students.rebuilt(run.architecture, card.start)
     else:
