@@ -48,6 +48,9 @@ UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
 TEACHER = "--space teacher"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
+    "best-without-taps": ("best", "student.taps=false"),
+    "best-128": ("best", "schedule.batch=128"),
+    "best-192": ("best", "schedule.batch=192"),
     "kl": ("kl",),
     "drd": ("drd",),
     "regression": ("regression",),
@@ -205,7 +208,7 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
     (run / "images").mkdir(parents=True)
     for number, photo in enumerate(photos):
         (run / "images" / f"{number}-{photo.path.name}").symlink_to(photo.path.resolve())
-    batch = 2 * BATCH if f"schedule.batch={2 * BATCH}" in changes else BATCH
+    batch = next((int(one.partition("=")[2]) for one in changes if one.startswith("schedule.batch=")), BATCH)
     epochs = max(1, round(steps * BATCH / batch / math.ceil((1 - HELD) * len(photos) / batch)))
     began, wall = time.process_time(), time.perf_counter()
     report = distilltool.distill(

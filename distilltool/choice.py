@@ -74,11 +74,12 @@ def _by_lot(photos: Sequence[Photo], seed: int) -> list[Photo]:
 def _unseen(order: list[Photo], answered: list[Photo], count: int, progress: Progress) -> Choice:
     """Walk an order, setting repeats aside, for as long as the budget goes; the rest is not even opened."""
     distinct, ready, repeats = Distinct(), list[Photo](), list[Photo]()
-    progress.begin("looking at the images", len(answered) + count, "images")
+    progress.begin("looking at the images", len(answered), "images")
     _look(distinct, answered, progress)
     at = found = 0
     while found < count and at < len(order):
         some = order[at : at + LOOK]
+        progress.expect(len(answered) + at + max(len(some), min(count - found, len(order) - at)))
         looked = _look(distinct, some, progress)
         late = {photo.sha256 for photo in looked.repeats}
         ready += [photo for photo in some if photo.sha256 not in late]

@@ -33,9 +33,9 @@ class Score:
         """The mean over the images that were scored."""
         return float(np.nanmean(self.overlap))
 
-    def beats(self, other: "Score") -> bool:
-        """Whether it is better by more than a standard error of the paired difference."""
-        return metrics.ahead(self.overlap, other.overlap, 1)
+    def beats(self, other: "Score", errors: float = 1) -> bool:
+        """Whether it is better by more than so many standard errors of the paired difference."""
+        return metrics.ahead(self.overlap, other.overlap, errors)
 
 
 def sample(count: int, seed: int) -> NDArray[np.int64]:
@@ -86,6 +86,12 @@ def mapped(
         for strength, rows in predicted.items()
     ]
     return max(found, key=lambda one: one.mean)
+
+
+def balanced(features_NF: NDArray[np.float32], others_NF: NDArray[np.float32], share: float) -> float:
+    """The length others need, features at length 1, to have this share of the variance of both together."""
+    own, theirs = (float(unit(rows).var(axis=0).sum()) for rows in (features_NF, others_NF))
+    return float(np.sqrt(share / (1 - share) * own / max(theirs, 1e-12)))
 
 
 def centred(features_NF: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distilltool import images, plain, pruning, trainable
 from distilltool.errors import DistillError
@@ -25,9 +26,12 @@ from distilltool.trainable import Cut
 
 WIRING = "distilltool.wiring"  # where an architecture file says how its graph is fed and read
 NARROW = "distilltool.narrow"  # and what of it was taken out
+TAPS = "distilltool.taps"  # and where features are taken from on the way
 MOST_WEIGHTS = 2**31  # numbers, 8 GB: no network that embeds images on a machine of ours has as many
+WIDEST = 2**20  # features
 FEW_IMAGES = 8  # from fewer no channel is chosen
 MOST_IMAGES = 256
+EARLIEST = 0.15  # share of the work before which a tensor is too near to the pixels to compare images by
 PIXELS = 3_000_000  # of all images that channels are chosen on, so that a batch of them fits into memory
 
 
@@ -68,17 +72,43 @@ class Wiring:
     side: tuple[int, int]
 
 
-class Imported(nn.Module):
-    """Normalised RGB images, (N, 3, H, W) → pooled features (N, width)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tap:
+    """A tensor on the way whose pooled features stand beside the last ones. kind, axis, pool: as of `Wiring`; width:
+    how many; gain: their length, that of the last ones being 1."""
 
-    def __init__(self, graph: nn.Module, wiring: Wiring) -> None:
+    tensor: str
+    kind: Literal["map", "tokens", "vector"]
+    axis: int
+    pool: str
+    width: int
+    gain: float = 1.0
+
+
+class Imported(nn.Module):
+    """Normalised RGB images, (N, 3, H, W) → pooled features (N, width), those of taps after the last ones."""
+
+    def __init__(self, graph: nn.Module, wiring: Wiring, taps: tuple[Tap, ...] = ()) -> None:
         super().__init__()
         self.graph = graph
         self.wiring = wiring
+        self.taps = taps
+
+    @property
+    def width(self) -> int:
+        """How many features it makes."""
+        return self.wiring.width + sum(one.width for one in self.taps)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        made: Tensor = self.graph(fed(images_NCHW, self.wiring))
-        return pool(made, self.wiring)
+        made = self.graph(fed(images_NCHW, self.wiring))
+        if not self.taps:
+            return pool(made, self.wiring)
+        last, *earlier = made
+        features = [F.normalize(pool(last, self.wiring), dim=1)]
+        features += [
+            one.gain * F.normalize(pool(map_, one), dim=1) for one, map_ in zip(self.taps, earlier, strict=True)
+        ]
+        return torch.cat(features, dim=1)
 
 
 def fed(images_NCHW: Tensor, wiring: Wiring) -> Tensor:
@@ -87,7 +117,7 @@ def fed(images_NCHW: Tensor, wiring: Wiring) -> Tensor:
     return turned.permute(0, 2, 3, 1) if wiring.nhwc else turned
 
 
-def pool(made: Tensor, wiring: Wiring) -> Tensor:
+def pool(made: Tensor, wiring: Wiring | Tap) -> Tensor:
     """A map, tokens or a vector as one vector an image, (N, width)."""
     if wiring.kind == "vector":
         return made.flatten(1)
@@ -201,19 +231,50 @@ def rebuild(path: Path) -> Imported:
         check_graph(path, graph, one)
     if sum(math.prod(one.dims) for one in tensors(model.graph)) > MOST_WEIGHTS:
         raise DistillError(f"{path} describes more weights than any student has", REMADE)
+    return _remade(model, str(path))
+
+
+def _remade(model: onnx.ModelProto, name: str) -> Imported:
     said = {one.key: one.value for one in model.metadata_props}
     try:
         wiring = plain.made(Wiring, frozen(json.loads(said[WIRING])))
         narrow = Narrow.from_json(said[NARROW]) if NARROW in said else None
+        taps = tuple(plain.made(Tap, dict(one)) for one in json.loads(said.get(TAPS, "[]")))
+        if not all(0 < width <= WIDEST for width in (wiring.width, *(one.width for one in taps))):
+            raise ValueError("no vector is that long")
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        raise DistillError(f"{path} does not say how its graph is fed", REMADE) from None
-    module = trainable.build(model, wiring.tensor, size=wiring.side)
+        raise DistillError(f"{name} does not say how its graph is fed and read", REMADE) from None
+    module = trainable.build(model, wiring.tensor, size=wiring.side, also=[one.tensor for one in taps])
     if narrow is not None:
         try:
             pruning.shrink(module, narrow)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise DistillError(f"{path} narrows what it does not hold ({first_line(error)})", REMADE) from None
-    return Imported(module, wiring)
+            raise DistillError(f"{name} narrows what it does not hold ({first_line(error)})", REMADE) from None
+    return Imported(module, wiring, taps)
+
+
+def on_the_way(architecture: bytes) -> tuple[Tap, ...]:
+    """Tensors of a network at which features can be taken, from the first to the last but one; none of a narrow one."""
+    model = onnx.load_model_from_string(architecture)
+    said = {one.key: one.value for one in model.metadata_props}
+    if NARROW in said:
+        return ()
+    wiring = Wiring(**frozen(json.loads(said[WIRING])))
+    found = [one for one in trainable.cuts(model, wiring.tensor, wiring.side) if EARLIEST <= one.share < 1]
+    return tuple(Tap(tensor=one.name, kind=one.kind, axis=one.axis, pool=one.pool, width=one.channels) for one in found)
+
+
+@torch.no_grad()
+def tapped(whole: Imported, architecture: bytes, taps: Sequence[Tap]) -> tuple[Imported, bytes]:
+    """The same network with features taken on the way, and its architecture.
+
+    Raises RuntimeError where a tensor lies within what was put together again, as an activation is.
+    """
+    model = onnx.load_model_from_string(architecture)
+    model.metadata_props.add(key=TAPS, value=json.dumps([asdict(one) for one in taps]))
+    made = _remade(model, "the student")
+    made.graph.load_state_dict(whole.graph.state_dict())
+    return made.to(next(whole.parameters()).device), model.SerializeToString()
 
 
 REMADE = "remove the run and make it again"

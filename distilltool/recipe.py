@@ -28,13 +28,15 @@ class LossTerm:
 class StudentChoice:
     """spec: KIND:NAME. input: side in pixels. dim: length of its vectors; 0 is its own width, or the teacher's.
     dims: lengths at which the vectors are to be of use when cut, the longest of them is `dim`. crop_pct: share of each
-    side of the image that it looks at, the middle one; 0 takes what ranks best untrained."""
+    side of the image that it looks at, the middle one; 0 takes what ranks best untrained. taps: features of an earlier
+    tensor of its graph may stand beside the last ones, where it ranks better untrained."""
 
     spec: str
     input: int = 128
     dim: int = 0
     dims: tuple[int, ...] = ()
     crop_pct: float = 0.0
+    taps: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

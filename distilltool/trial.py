@@ -1,7 +1,7 @@
 """Which student, and how it starts: judged untrained, on some of the training images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from distilltool import contest, images, imported, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Score
+from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
@@ -23,6 +24,9 @@ Rows = NDArray[np.float32]
 LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is scored
+TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
+MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
+CERTAIN = 2  # standard errors by which one of many such tensors must be better
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 
 
@@ -31,7 +35,9 @@ class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
     of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
     teacher's vectors is the start, by ridge regression of this strength; reference: longer side at which the untrained
-    student is its own reference, 0 for none; start: where the weights came from, "" where the student was named."""
+    student is its own reference, 0 for none; start: where the weights came from, "" where the student was named; tap:
+    a tensor on the way whose pooled features stand beside the last ones, "" for none; gain: their length, that of the
+    last ones being 1."""
 
     spec: str
     input: int
@@ -41,10 +47,16 @@ class Choice:
     strength: float | None = None
     reference: int = 0
     start: str = ""
+    tap: str = ""
+    gain: float = 1.0
 
     def applied(self, recipe: Recipe) -> Recipe:
         """A recipe with this student."""
         return replace(recipe, student=replace(recipe.student, spec=self.spec, input=self.input))
+
+    def of(self, backbone: Backbone) -> Backbone:
+        """A network with the features that were chosen."""
+        return students.tapped(backbone, self.tap, self.gain) if self.tap else backbone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +98,7 @@ class Trial:
         if backbone.start == "scratch":
             return found.choice
         self.progress.note(f"untrained: {_told(found)}")
-        return self._referred(backbone, found)
+        return self._refined(backbone, found)
 
     def choose(self) -> Choice:
         """The student that ranks best untrained."""
@@ -120,7 +132,53 @@ class Trial:
         taken = found[0][0]
         spec, longer = taken.choice.spec, taken.choice.input
         backbone = students.build(spec, replace(self.start, input=longer))
-        return replace(self._referred(backbone, taken), start=backbone.start)
+        return replace(self._refined(backbone, taken), start=backbone.start)
+
+    def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
+        """The choice with what further can be decided before training."""
+        scored = self._tapped(backbone, scored)
+        return self._referred(scored.choice.of(backbone), scored)
+
+    def _tapped(self, backbone: Backbone, scored: Scored) -> Scored:
+        """With pooled features of an earlier tensor beside the last ones, where it ranks better so.
+
+        Of the tensors that help, the last that the best does not beat by more than a standard error, and so its least
+        share: what is near to the features as they are held up better on images of other kinds.
+        """
+        choice = scored.choice
+        found = students.on_the_way(backbone) if self.recipe.student.taps else ()
+        if not found:
+            return scored
+        size = imported.scaled(self.seen_by.size, choice.input)
+        student = Student(students.with_taps(backbone, found), 0, bias=False)
+        features = embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
+        last, *earlier = np.split(features, np.cumsum([backbone.width, *(one.width for one in found[:-1])]), axis=1)
+        fold = contest.folds(self.targets, self.recipe.seed)
+        better = list[list[Scored]]()  # for each tensor that helps, from the last, the shares at which it does
+        for one, rows in zip(reversed(found), reversed(earlier), strict=True):
+            tried = list[Scored]()
+            for share in MAPPED if choice.mapped else TAPPED:
+                gain = contest.balanced(last, rows, share)
+                joined = np.concatenate([unit(last), gain * unit(rows)], axis=1)
+                score = self._score_as(joined, fold, choice)
+                if score.beats(scored.score, CERTAIN):
+                    with_it = replace(choice, tap=one.tensor, gain=gain, strength=score.strength)
+                    tried.append(Scored(choice=with_it, score=score))
+            better += [tried] if tried else []
+        if not better:
+            return scored
+        most = _best(_best(tried) for tried in better)
+        shares = next(tried for tried in better if not most.score.beats(_best(tried).score))
+        taken = next(one for one in shares if not _best(shares).score.beats(one.score))
+        kept, before = 100 * taken.score.mean, 100 * scored.score.mean
+        self.progress.note(f"with features of {taken.choice.tap} beside its last: {kept:.1f} %, without {before:.1f} %")
+        return taken
+
+    def _score_as(self, features: Rows, fold: NDArray[np.int64], choice: Choice) -> Score:
+        """How features rank, compared as it was chosen."""
+        if not choice.mapped:
+            return contest.as_they_are(features, self.targets, fold, centre=choice.centre)
+        return contest.mapped(features, self.targets, fold, gallery=self.recipe.space == "teacher")
 
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
@@ -201,6 +259,10 @@ def _start_of(
     score = contest.mapped(features, targets, fold, gallery=in_space)
     mapped = Scored(choice=replace(choice, mapped=True, strength=score.strength), score=score)
     return mapped if in_space or score.beats(as_they_are.score) else as_they_are
+
+
+def _best(found: Iterable[Scored]) -> Scored:
+    return max(found, key=lambda one: one.score.mean)
 
 
 def _told(scored: Scored) -> str:

@@ -129,7 +129,7 @@ def computed(case: Case, runtime: list[int]) -> list[NDArray[Any]]:
     settings = {name: one for name, one in tensors.items() if name not in live}
     made = []
     for one in case.model.graph.output[: 1 if case.model.graph.node[0].op_type in ONE_OUTPUT else None]:
-        module, _ = rebuild(graph, shapes, dtypes, one.name, settings)
+        module, _ = rebuild(graph, shapes, dtypes, (one.name,), settings)
         with torch.no_grad():
             made.append(module(*[tensors[name] for name in live]).numpy())
     return made

@@ -129,6 +129,7 @@ def distill(
                 f"the run {run.root} began from {choice.start}, which is gone", "start it anew with --restart"
             )
         _say_start(backbone.start, choice.spec, start.fetch, progress)
+    backbone = choice.of(backbone)
     if seconds is not None and time.perf_counter() - began > seconds / 2:
         progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)

@@ -3,7 +3,7 @@
 Each file holds one function `kind(name, start) -> Backbone`; everything after the pooled features is common to all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from distilltool import extensions, imported
 from distilltool.errors import DistillError
-from distilltool.imported import Imported, Looks
+from distilltool.imported import Imported, Looks, Tap
 from distilltool.preprocess import Preprocess
 from distilltool.sources import Source
 
@@ -87,6 +87,23 @@ def grown(settings: Mapping[str, str], start: Start) -> Backbone:
     return replace(made_of, native=0 if whole else max(start.source.preprocess.size), whole=whole)
 
 
+def on_the_way(backbone: Backbone) -> tuple[Tap, ...]:
+    """Tensors of a network at which features can be taken; none where it was not made of a graph."""
+    return () if backbone.architecture is None else imported.on_the_way(backbone.architecture)
+
+
+def with_taps(backbone: Backbone, taps: Sequence[Tap]) -> Backbone:
+    """The network with features taken on the way too."""
+    assert isinstance(backbone.module, Imported) and backbone.architecture is not None
+    module, architecture = imported.tapped(backbone.module, backbone.architecture, taps)
+    return replace(backbone, module=module, width=module.width, architecture=architecture)
+
+
+def tapped(backbone: Backbone, tensor: str, gain: float) -> Backbone:
+    """The network with features taken at one tensor too, at this length."""
+    return with_taps(backbone, [replace(one, gain=gain) for one in on_the_way(backbone) if one.tensor == tensor])
+
+
 def rebuilt(architecture: Path, start: str) -> Backbone:
     """The backbone of an architecture file, its weights still to be loaded."""
     return _backbone(imported.rebuild(architecture), start, architecture.read_bytes())
@@ -95,5 +112,5 @@ def rebuilt(architecture: Path, start: str) -> Backbone:
 def _backbone(module: Imported, start: str, architecture: bytes) -> Backbone:
     wiring = module.wiring
     return Backbone(
-        module=module, width=wiring.width, mean=wiring.mean, std=wiring.std, start=start, architecture=architecture
+        module=module, width=module.width, mean=wiring.mean, std=wiring.std, start=start, architecture=architecture
     )

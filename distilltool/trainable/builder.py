@@ -170,9 +170,10 @@ class Builder:
 
     @property
     def result(self) -> fx.Node:
-        """What the module returns."""
-        found: fx.Node = next(iter(reversed(self.fx.nodes))).args[0]
-        return found
+        """What the module returns; the first of several."""
+        found: Any = next(iter(reversed(self.fx.nodes))).args[0]
+        made: fx.Node = found[0] if isinstance(found, tuple) else found
+        return made
 
     def item(self, several: Any, at: int) -> Any:
         """One of several results of a call."""

@@ -77,13 +77,15 @@ def build(
     image: str | None = None,
     settings: Mapping[str, Tensor] | None = None,
     size: tuple[int, int] | None = None,
+    also: Sequence[str] = (),
 ) -> fx.GraphModule:
     """Rebuild a graph, up to a tensor, as a module that takes the image as the graph does; in evaluation mode.
 
     model: with its weights, or as `architecture` left it. output: the graph's first where it is None. settings: values
-    for inputs other than the image. size: height and width to follow a graph at that leaves them free. The module is
-    float32; an image of bytes may come as floats from 0 to 255. Raises DistillError with the operator and node that
-    cannot be rebuilt.
+    for inputs other than the image. size: height and width to follow a graph at that leaves them free. also: tensors on
+    the way to the output; where there are any, the module makes a tuple, the output first. The module is float32; an
+    image of bytes may come as floats from 0 to 255. Raises DistillError with the operator and node that cannot be
+    rebuilt.
     """
     whole = Graph(model)
     name = output or whole.outputs[0].name
@@ -94,7 +96,7 @@ def build(
     reason: Exception | None = None
     for one in _attempts(source):
         try:
-            return _try(graph, source, name, dict(settings or {}), size, one)
+            return _try(graph, source, (name, *also), dict(settings or {}), size, one)
         except (NotFree, DistillError) as error:  # what is not known at any size may be at the declared one
             reason = error
     if isinstance(reason, DistillError):
@@ -127,7 +129,7 @@ def _attempts(source: Value) -> Iterator[_Attempt]:
 def _try(
     graph: Graph,
     source: Value,
-    output: str,
+    outputs: Sequence[str],
     settings: Mapping[str, Tensor],
     size: tuple[int, int] | None,
     attempt: _Attempt,
@@ -140,12 +142,12 @@ def _try(
     if attempt.free_size:
         at = layout.index("H")
         there[at], there[at + 1] = there[at] * TALLER, there[at + 1] * WIDER
-    module, made = rebuild(graph, {source.name: (here, there)}, {source.name: source.dtype}, output, settings)
+    module, made = rebuild(graph, {source.name: (here, there)}, {source.name: source.dtype}, outputs, settings)
     _check_free(made[0], made[1], here, there, attempt)
     places = [layout.index(axis) if axis in layout else 0 for axis in "HW"]
     module.meta[FACTS] = Facts(
         image=source.name,
-        output=output,
+        output=outputs[0],
         layout=layout,
         free_batch=attempt.free_batch,
         free_size=attempt.free_size,
@@ -182,10 +184,10 @@ Shapes = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 
 def rebuild(
-    graph: Graph, shapes: Shapes, dtypes: Mapping[str, str], output: str, settings: Mapping[str, Tensor]
+    graph: Graph, shapes: Shapes, dtypes: Mapping[str, str], outputs: Sequence[str], settings: Mapping[str, Tensor]
 ) -> tuple[fx.GraphModule, tuple[tuple[int, ...], tuple[int, ...]]]:
     """A graph whose run-time inputs have these shapes at the two probes, as a module that takes them in order; with
-    the shapes of what it makes."""
+    the shapes of the first of its outputs."""
     builder = Builder(graph)
     for name, (here, there) in shapes.items():
         kind = DTYPES.get(dtypes[name], torch.float32)
@@ -196,13 +198,17 @@ def rebuild(
     builder.constants({name: one.float() if one.is_floating_point() else one for name, one in settings.items()})
     builder.constants({one.name: read(one) for one in graph.model.graph.initializer})
     builder.walk(graph.nodes)
+    ends = [_end(builder, one) for one in outputs]
+    builder.fx.output(tuple(ends) if len(ends) > 1 else ends[0])
+    fuse(builder)
+    made = (builder.shape(builder.result), builder.other_shape(builder.result))
+    builder.drop_unused()
+    builder.fx.lint()
+    return fx.GraphModule(builder.root, builder.fx, "Imported").eval(), made
+
+
+def _end(builder: Builder, output: str) -> fx.Node:
     if output not in builder.env:
         raise DistillError(f"the tensor {output!r} is a further output that cannot be made here", "name another one")
     made = builder.tensor(builder.env[output])
-    node = made if isinstance(made, fx.Node) else builder.hold(made)
-    builder.fx.output(node)
-    fuse(builder)
-    ends = (builder.shape(builder.result), builder.other_shape(builder.result))
-    builder.drop_unused()
-    builder.fx.lint()
-    return fx.GraphModule(builder.root, builder.fx, "Imported").eval(), ends
+    return made if isinstance(made, fx.Node) else builder.hold(made)
