@@ -10,23 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import metrics, ridge, search
+from distilltool import aim, metrics, ridge, search
+from distilltool.aim import LEVELS, Level
 from distilltool.embedder import unit
 from distilltool.metrics import Task
 
 FOLDS = 4
 SMALLEST = 4  # images of a fold: with fewer there is nothing to rank
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, over the mean diagonal of the Gram matrix
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, over the mean diagonal of the Gram matrix
 SAMPLE = 600  # images scored; more change little and cost seconds for every candidate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """Overlap of the nearest with the teacher's, per image, (N,), NaN where a fold is too small to tell. strength: of
-    the ridge that maps the features into the teacher's space, None where they are taken as they are."""
+    the ridge that maps the features into the teacher's space, None where they are taken as they are; level: of the
+    aims that it maps them to."""
 
     overlap: NDArray[np.float64]
-    strength: float | None
+    strength: float | None = None
+    level: Level = None
 
     @property
     def mean(self) -> float:
@@ -59,33 +62,66 @@ def folds(targets_NE: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
     return place
 
 
-def as_they_are(
-    features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64], *, centre: bool = True
-) -> Score:
-    """Features at length 1, less their mean where they are centred, compared among themselves within each fold."""
-    rows = centred(features_NF) if centre else unit(features_NF)
-    return Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=True), strength=None)
+class Contest:
+    """Images with the teacher's answers, in folds; what no start changes is worked out once."""
 
+    def __init__(self, targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64]) -> None:
+        """fold_N: as `folds` makes them. Folds of fewer than three images are not judged."""
+        self.targets, self.fold = targets_NE, fold_N
+        rows = (np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N))
+        self.tasks = [Task(query=one, gallery=one, labels=None) for one in rows if len(one) >= 3]
+        self.theirs = [self._nearest(one, targets_NE, targets_NE) for one in self.tasks]
+        self._aims: dict[tuple[Level, ...], list[torch.Tensor]] = {}
 
-def mapped(
-    features_NF: NDArray[np.float32], targets_NE: NDArray[np.float32], fold_N: NDArray[np.int64], *, gallery: bool
-) -> Score:
-    """The best of the ridge strengths, each fitted on three folds and judged on the fourth.
+    def as_they_are(self, features_NF: NDArray[np.float32], *, centre: bool = True) -> Score:
+        """Features at length 1, less their mean where they are centred, compared among themselves within each fold."""
+        rows = centred(features_NF) if centre else unit(features_NF)
+        return Score(overlap=self._overlap(rows, rows))
 
-    gallery: put to the teacher's own vectors instead of compared among themselves.
-    """
-    features = torch.from_numpy(unit(features_NF))
-    predicted = {strength: np.zeros_like(targets_NE) for strength in STRENGTHS}
-    for fold in range(FOLDS):
-        inside = torch.from_numpy(fold_N == fold)
-        known = torch.from_numpy(targets_NE)[~inside]
-        for strength, made in ridge.predict(features[~inside], known, features[inside], STRENGTHS).items():
-            predicted[strength][fold_N == fold] = unit(made.numpy())
-    found = [
-        Score(overlap=_overlap(targets_NE, rows, targets_NE, fold_N, same=not gallery), strength=strength)
-        for strength, rows in predicted.items()
-    ]
-    return max(found, key=lambda one: one.mean)
+    def mapped(
+        self,
+        features_NF: NDArray[np.float32],
+        *,
+        gallery: bool,
+        strengths: tuple[float, ...] = STRENGTHS,
+        levels: tuple[Level, ...] = LEVELS,
+    ) -> Score:
+        """The best of the ridge strengths and levels of aims, each fitted on three folds and judged on the fourth.
+
+        gallery: put to the teacher's own vectors instead of compared among themselves.
+        """
+        features, width = torch.from_numpy(unit(features_NF)), self.targets.shape[1]
+        predicted = {(one, level): np.zeros_like(self.targets) for one in strengths for level in levels}
+        for fold, aims in enumerate(self._aimed(levels)):
+            inside = torch.from_numpy(self.fold == fold)
+            for strength, made in ridge.predict(features[~inside], aims, features[inside], strengths).items():
+                for at, level in enumerate(levels):
+                    rows = made[:, at * width : (at + 1) * width]
+                    predicted[strength, level][self.fold == fold] = unit(rows.numpy())
+        found = [
+            Score(overlap=self._overlap(rows, self.targets if gallery else rows), strength=strength, level=level)
+            for (strength, level), rows in predicted.items()
+        ]
+        return max(found, key=lambda one: one.mean)
+
+    def _aimed(self, levels: tuple[Level, ...]) -> list[torch.Tensor]:
+        """What is to be predicted of the images outside each fold, level beside level, (N − fold, levels · E)."""
+        if levels not in self._aims:
+            outside = [torch.from_numpy(self.targets[self.fold != fold]) for fold in range(FOLDS)]
+            self._aims[levels] = [
+                torch.cat([one(known) for one in aim.fit(known, levels).values()], dim=1) for known in outside
+            ]
+        return self._aims[levels]
+
+    def _overlap(self, queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float64]:
+        scores = np.full(len(self.targets), np.nan)
+        for task, theirs in zip(self.tasks, self.theirs, strict=True):
+            scores[task.query] = metrics.shared(theirs, self._nearest(task, queries, gallery))
+        return scores
+
+    def _nearest(self, task: Task, queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.int64]:
+        k = metrics.reach(len(task.gallery))
+        return search.nearest(queries[task.query], gallery[task.gallery], k, task.itself).ids
 
 
 def balanced(features_NF: NDArray[np.float32], others_NF: NDArray[np.float32], share: float) -> float:
@@ -98,21 +134,3 @@ def centred(features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows at length 1, less their mean, at length 1 again."""
     rows = unit(features_NF)
     return unit(rows - rows.mean(axis=0))
-
-
-def _overlap(
-    teacher: NDArray[np.float32],
-    student: NDArray[np.float32],
-    gallery: NDArray[np.float32],
-    fold_N: NDArray[np.int64],
-    *,
-    same: bool,
-) -> NDArray[np.float64]:
-    scores = np.full(len(teacher), np.nan)
-    for fold in np.unique(fold_N):
-        rows = np.flatnonzero(fold_N == fold).astype(np.int64)
-        if len(rows) < 3:
-            continue
-        task = Task(query=rows, gallery=rows, labels=None)
-        scores[rows] = metrics.overlap(task, teacher, student, metrics.reach(len(rows)), None if same else gallery)
-    return scores

@@ -102,11 +102,25 @@ def overlap(
     gallery_ND = model_ND if model_gallery_ND is None else model_gallery_ND
     theirs = nearest(teacher_ND[task.query], teacher_ND[task.gallery], k, task.itself).ids
     ours = nearest(model_ND[task.query], gallery_ND[task.gallery], k, task.itself).ids
-    return np.array([np.isin(a[a >= 0], b[b >= 0]).mean() for a, b in zip(theirs, ours, strict=True)])
+    return shared(theirs, ours)
 
 
-def spearman(task: Task, teacher_ND: NDArray[np.float32], model_ND: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Per query, the rank correlation of the teacher's and the model's similarities to the gallery, (≤ 1000,)."""
+def shared(theirs_QK: NDArray[np.int64], ours_QK: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Per query, the share of one list of ids that is in another, (Q,); −1 is no id."""
+    return np.array([np.isin(a[a >= 0], b[b >= 0]).mean() for a, b in zip(theirs_QK, ours_QK, strict=True)])
+
+
+def spearman(
+    task: Task,
+    teacher_ND: NDArray[np.float32],
+    model_ND: NDArray[np.float32],
+    model_gallery_ND: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Per query, the rank correlation of the teacher's and the model's similarities to the gallery, (≤ 1000,).
+
+    model_gallery_ND: as of `overlap`.
+    """
+    gallery_ND = model_ND if model_gallery_ND is None else model_gallery_ND
     rng = np.random.default_rng(0)
     places = np.arange(len(task.query))
     if len(places) > SPEARMAN_QUERIES:
@@ -118,7 +132,7 @@ def spearman(task: Task, teacher_ND: NDArray[np.float32], model_ND: NDArray[np.f
     for row in task.query[places]:
         others = gallery[gallery != row]
         a = _ranks(teacher_ND[others] @ teacher_ND[row])
-        b = _ranks(model_ND[others] @ model_ND[row])
+        b = _ranks(gallery_ND[others] @ model_ND[row])
         spread = a.std() * b.std()
         found.append(((a - a.mean()) * (b - b.mean())).mean() / spread if spread > 0 else 0.0)
     return np.array(found)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilltool import extensions
+from distilltool.aim import Aim
 from distilltool.errors import DistillError
 from distilltool.recipe import LossTerm, Recipe, Space
 
@@ -19,11 +20,13 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # student (M, D), teacher (M,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Term:
-    """One loss of the sum. asks: what it wants besides the vectors, of `bank_KE` and `rows_M`."""
+    """One loss of the sum. aims: it wants aims instead of the teacher's vectors; asks: what it wants besides, of
+    `bank_KE` and `rows_M`."""
 
     function: Callable[..., Tensor]
     weight: float
     options: dict[str, float]
+    aims: bool
     asks: tuple[str, ...]
 
     @property
@@ -36,12 +39,19 @@ class _Term:
         return self.weight * self.function(student_MD, teacher_ME, **asked, **self.options)
 
 
-def sum_of_losses(recipe: Recipe, bank_KE: Tensor) -> Loss:
-    """The weighted sum of a recipe's losses as one function of student, teacher and rows."""
+def sum_of_losses(recipe: Recipe, bank_KE: Tensor, aim: Aim | None = None) -> Loss:
+    """The weighted sum of a recipe's losses as one function of student, teacher and rows.
+
+    aim: where the student puts an image in the teacher's space; the teacher's own vector where it is None.
+    """
     terms = _terms(recipe)
-    return lambda student, teacher, rows: torch.stack(
-        [term(student, teacher, {"bank_KE": bank_KE, "rows_M": rows}) for term in terms]
-    ).sum()
+
+    def loss(student_MD: Tensor, teacher_ME: Tensor, rows_M: Tensor) -> Tensor:
+        aims = teacher_ME if aim is None or not any(term.aims for term in terms) else aim(teacher_ME)
+        given = {"bank_KE": bank_KE, "rows_M": rows_M}
+        return torch.stack([term(student_MD, aims if term.aims else teacher_ME, given) for term in terms]).sum()
+
+    return loss
 
 
 def _terms(recipe: Recipe) -> list[_Term]:
@@ -64,8 +74,9 @@ def _found(term: LossTerm) -> _Term:
                 f"{name} of the loss {term.name} is {value}, must be a whole number from 0",
                 f"its default is {defaults[name]}",
             )
-    asks = tuple(one for one in ("bank_KE", "rows_M") if one in inspect.signature(function).parameters)
-    return _Term(function=function, weight=term.weight, options=term.options, asks=asks)
+    wants = inspect.signature(function).parameters
+    asks = tuple(one for one in ("bank_KE", "rows_M") if one in wants)
+    return _Term(function=function, weight=term.weight, options=term.options, aims="aim_ME" in wants, asks=asks)
 
 
 def in_space(recipe: Recipe, space: Space) -> Recipe:

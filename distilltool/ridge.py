@@ -55,7 +55,7 @@ def predict(
     """What ridge regression on some rows says of others, (M, E), for each strength.
 
     The same as fitting a `Head` and applying it, by the N × N matrix of inner products: few rows of many features are
-    solved in a fraction of the time, and one eigendecomposition serves all strengths.
+    solved in a fraction of the time, and one eigendecomposition serves all strengths and any number of columns.
     """
     x, t, asked = known_NF.double(), targets_NE.double(), asked_MF.double()
     mean_x, mean_t = x.mean(dim=0), t.mean(dim=0)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from distilltool import images, metrics
+from distilltool.aim import Aim
 from distilltool.augment import Batch, embed_plain, make_batch
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
@@ -47,7 +48,8 @@ class Data:
     """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
     length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E). keep: share of each side of the training
     images, the middle one, that the student looks at when it is used. reference: (N, V, F) what the untrained student
-    makes of larger views of each, at length 1; centred: the student's features have their mean taken off."""
+    makes of larger views of each, at length 1; centred: the student's features have their mean taken off. aim: where it
+    puts an image, for a student in the teacher's space."""
 
     pixels: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -57,6 +59,7 @@ class Data:
     keep: float = 1.0
     reference: NDArray[np.float16] | None = None
     centred: bool = True
+    aim: Aim | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,7 +160,7 @@ class _Trainer:
         if data.reference is not None:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
             self.reference_centre = mean if data.centred else torch.zeros_like(mean)
-        self.loss = sum_of_losses(recipe, self.targets)
+        self.loss = sum_of_losses(recipe, self.targets, data.aim.to(self.device) if data.aim is not None else None)
         self.bank: Bank | None = None
         if recipe.mix.ratio and recipe.mix.partners == "bank":
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
@@ -330,9 +333,13 @@ class _Trainer:
         return (time.perf_counter() - self.clock) / self.seconds
 
     def _scores(self, student: Student) -> Scores:
-        """Of held-out images; where vectors are cut, the mean over their lengths."""
-        every = self._nested(embed(student, self.data.held_pixels))
-        overlaps, correlations = zip(*every.values(), strict=True)
+        """Of held-out images, by which is decided: where vectors are cut, the mean over their lengths; where they are
+        in the teacher's space, the mean of both galleries, the student's and the teacher's."""
+        vectors = embed(student, self.data.held_pixels)
+        every = list(self._nested(vectors).values())
+        if self.recipe.space == "teacher":
+            every.append(fidelity_scores(self.data.held_targets, vectors, self.k, self.data.held_targets))
+        overlaps, correlations = zip(*every, strict=True)
         return np.mean(overlaps, axis=0), np.mean(correlations, axis=0)
 
     def _nested(self, vectors: NDArray[np.float32]) -> dict[int, Scores]:
@@ -488,11 +495,20 @@ def _ramped(decay: float) -> Callable[[Any, Any, Any], None]:
     return average
 
 
-def fidelity_scores(teacher_VE: NDArray[np.float32], student_VD: NDArray[np.float32], k: int) -> Scores:
-    """Overlap of the k nearest and rank correlation, per held-out image against all others."""
+def fidelity_scores(
+    teacher_VE: NDArray[np.float32],
+    student_VD: NDArray[np.float32],
+    k: int,
+    gallery_VD: NDArray[np.float32] | None = None,
+) -> Scores:
+    """Overlap of the k nearest and rank correlation, per held-out image against all others.
+
+    gallery_VD: what the student's vectors are put to, themselves where it is None.
+    """
     rows = np.arange(len(teacher_VE), dtype=np.int64)
     task = Task(query=rows, gallery=rows, labels=None)
-    return metrics.overlap(task, teacher_VE, student_VD, k), metrics.spearman(task, teacher_VE, student_VD)
+    overlap = metrics.overlap(task, teacher_VE, student_VD, k, gallery_VD)
+    return overlap, metrics.spearman(task, teacher_VE, student_VD, gallery_VD)
 
 
 def _fidelity(scores: Scores) -> Fidelity:

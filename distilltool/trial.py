@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from distilltool import contest, images, imported, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
-from distilltool.contest import Score
+from distilltool.contest import Contest, Score
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
@@ -34,7 +34,8 @@ KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
     of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
-    teacher's vectors is the start, by ridge regression of this strength; reference: longer side at which the untrained
+    teacher's vectors is the start, by ridge regression of this strength; level: of the aims in the teacher's space (see
+    `distilltool.aim`); reference: longer side at which the untrained
     student is its own reference, 0 for none; start: where the weights came from, "" where the student was named; tap:
     a tensor on the way whose pooled features stand beside the last ones, "" for none; gain: their length, that of the
     last ones being 1."""
@@ -45,6 +46,7 @@ class Choice:
     centre: bool = True
     mapped: bool = False
     strength: float | None = None
+    level: float | None = None
     reference: int = 0
     start: str = ""
     tap: str = ""
@@ -90,6 +92,7 @@ class Trial:
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
         self.paths = [paths[row] for row in rows]
         self.targets = vectors[rows]
+        self.contest = Contest(self.targets, contest.folds(self.targets, recipe.seed))
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
 
     def judge(self, backbone: Backbone) -> Choice:
@@ -153,16 +156,15 @@ class Trial:
         student = Student(students.with_taps(backbone, found), 0, bias=False)
         features = embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
         last, *earlier = np.split(features, np.cumsum([backbone.width, *(one.width for one in found[:-1])]), axis=1)
-        fold = contest.folds(self.targets, self.recipe.seed)
         better = list[list[Scored]]()  # for each tensor that helps, from the last, the shares at which it does
         for one, rows in zip(reversed(found), reversed(earlier), strict=True):
             tried = list[Scored]()
             for share in MAPPED if choice.mapped else TAPPED:
                 gain = contest.balanced(last, rows, share)
                 joined = np.concatenate([unit(last), gain * unit(rows)], axis=1)
-                score = self._score_as(joined, fold, choice)
+                score = self._score_as(joined, choice)
                 if score.beats(scored.score, CERTAIN):
-                    with_it = replace(choice, tap=one.tensor, gain=gain, strength=score.strength)
+                    with_it = replace(choice, tap=one.tensor, gain=gain)
                     tried.append(Scored(choice=with_it, score=score))
             better += [tried] if tried else []
         if not better:
@@ -174,11 +176,17 @@ class Trial:
         self.progress.note(f"with features of {taken.choice.tap} beside its last: {kept:.1f} %, without {before:.1f} %")
         return taken
 
-    def _score_as(self, features: Rows, fold: NDArray[np.int64], choice: Choice) -> Score:
+    def _score_as(self, features: Rows, choice: Choice) -> Score:
         """How features rank, compared as it was chosen."""
         if not choice.mapped:
-            return contest.as_they_are(features, self.targets, fold, centre=choice.centre)
-        return contest.mapped(features, self.targets, fold, gallery=self.recipe.space == "teacher")
+            return self.contest.as_they_are(features, centre=choice.centre)
+        assert choice.strength is not None
+        return self.contest.mapped(
+            features,
+            gallery=self.recipe.space == "teacher",
+            strengths=(choice.strength,),
+            levels=(choice.level,),
+        )
 
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
@@ -205,8 +213,7 @@ class Trial:
         student = Student(backbone, 0, bias=False)
         pixels = self._pixels(size, choice.keep)
         features = embed_plain(student, pixels, size, choice.keep, features=True)
-        fold = contest.folds(self.targets, self.recipe.seed)
-        return contest.as_they_are(features, self.targets, fold, centre=choice.centre)
+        return self.contest.as_they_are(features, centre=choice.centre)
 
     def _pixels(self, size: tuple[int, int], least: float) -> NDArray[np.uint8]:
         """The images judged on, whole, so large that this share of their sides is a student's image."""
@@ -221,43 +228,36 @@ class Trial:
         if backbone.start != "scratch":
             return self._best_of(backbone, spec, side)
         choice = Choice(spec=spec, input=side, keep=self.recipe.student.crop_pct or 1.0)
-        return Scored(choice=choice, score=Score(overlap=np.zeros(len(self.targets)), strength=None))
+        return Scored(choice=choice, score=Score(overlap=np.zeros(len(self.targets))))
 
     def _best_of(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """The best part of the image to look at, and the best way to start."""
         fixed, size = self.recipe.student.crop_pct, imported.scaled(self.seen_by.size, side)
         keeps = (fixed,) if fixed else KEEPS
         pixels = self._pixels(size, min(keeps))
-        fold = contest.folds(self.targets, self.recipe.seed)
         student = Student(backbone, 0, bias=False)
         best: Scored | None = None
         for keep in keeps:
             features = embed_plain(student, pixels, size, keep, features=True)
             choice = Choice(spec=spec, input=side, keep=keep)
-            scored = _start_of(features, self.targets, fold, self.recipe, choice)
+            scored = _start_of(features, self.contest, self.recipe, choice)
             if best is None or scored.score.beats(best.score):
                 best = scored
         assert best is not None
         return best
 
 
-def _start_of(
-    features: NDArray[np.float32],
-    targets: NDArray[np.float32],
-    fold: NDArray[np.int64],
-    recipe: Recipe,
-    choice: Choice,
-) -> Scored:
+def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choice: Choice) -> Scored:
     """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
     in_space = recipe.space == "teacher"
-    as_they_are = Scored(choice=choice, score=contest.as_they_are(features, targets, fold))
-    off_centre = contest.as_they_are(features, targets, fold, centre=False)
+    as_they_are = Scored(choice=choice, score=held.as_they_are(features))
+    off_centre = held.as_they_are(features, centre=False)
     if off_centre.beats(as_they_are.score):
         as_they_are = Scored(choice=replace(choice, centre=False), score=off_centre)
     if recipe.student.dim and not in_space:
         return as_they_are
-    score = contest.mapped(features, targets, fold, gallery=in_space)
-    mapped = Scored(choice=replace(choice, mapped=True, strength=score.strength), score=score)
+    score = held.mapped(features, gallery=in_space)
+    mapped = Scored(choice=replace(choice, mapped=True, strength=score.strength, level=score.level), score=score)
     return mapped if in_space or score.beats(as_they_are.score) else as_they_are
 
 

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import contest, ridge
-from distilltool.contest import Score
+from distilltool.contest import Contest, Score
 from distilltool.embedder import unit
 
 Rows = NDArray[np.float32]
@@ -45,11 +45,12 @@ def test_the_teachers_own_vectors_are_perfect_and_noise_is_not() -> None:
     targets = groups(300, 24, seed=2)
     fold = contest.folds(targets, seed=0)
     means = targets - targets.mean(axis=0)
-    assert contest.as_they_are(unit(means), unit(means), fold).mean > 0.95
+    assert Contest(unit(means), fold).as_they_are(unit(means)).mean > 0.95
     off = unit(means + 2)
-    assert contest.as_they_are(off, off, fold, centre=False).mean == 1 > contest.as_they_are(off, off, fold).mean
+    held = Contest(off, fold)
+    assert held.as_they_are(off, centre=False).mean == 1 > held.as_they_are(off).mean
     noise = np.random.default_rng(3).normal(size=targets.shape).astype(np.float32)
-    assert contest.as_they_are(noise, targets, fold).mean < 0.4
+    assert Contest(targets, fold).as_they_are(noise).mean < 0.4
 
 
 def test_a_linear_map_that_is_hidden_is_found_by_mapping_alone() -> None:
@@ -57,11 +58,11 @@ def test_a_linear_map_that_is_hidden_is_found_by_mapping_alone() -> None:
     targets = groups(500, 12, seed=4)
     hide = rng.normal(size=(12, 30)) * np.exp(rng.normal(size=(12, 1)) * 0.8)  # unequal stretch
     features = (targets @ hide + 2).astype(np.float32)
-    fold = contest.folds(targets, seed=0)
-    plain, mapped = contest.as_they_are(features, targets, fold), contest.mapped(features, targets, fold, gallery=False)
+    held = Contest(targets, contest.folds(targets, seed=0))
+    plain, mapped = held.as_they_are(features), held.mapped(features, gallery=False)
     assert mapped.beats(plain) and not plain.beats(mapped)
     assert mapped.strength == min(contest.STRENGTHS)  # nothing here is noise
-    assert contest.mapped(features, targets, fold, gallery=True).mean > 0.7
+    assert held.mapped(features, gallery=True).mean > 0.7
 
 
 def test_what_is_judged_took_no_part_in_the_fit() -> None:
@@ -69,7 +70,7 @@ def test_what_is_judged_took_no_part_in_the_fit() -> None:
     targets = groups(200, 10, seed=5)
     features = np.random.default_rng(5).normal(size=(200, 400)).astype(np.float32)
     fold = contest.folds(targets, seed=0)
-    assert contest.mapped(features, targets, fold, gallery=True).mean < 0.45
+    assert Contest(targets, fold).mapped(features, gallery=True).mean < 0.45
 
 
 @pytest.mark.parametrize(
@@ -79,8 +80,8 @@ def test_better_means_by_more_than_a_standard_error(gain: float, spread: float, 
     rng = np.random.default_rng(6)
     base = rng.uniform(0, 1, 200)
     wobble = rng.normal(0, spread, 200)
-    other = Score(overlap=base + gain + wobble - wobble.mean(), strength=None)
-    assert other.beats(Score(overlap=base, strength=None)) is better
+    other = Score(overlap=base + gain + wobble - wobble.mean())
+    assert other.beats(Score(overlap=base)) is better
 
 
 def test_equal_answers_still_make_folds() -> None:
@@ -89,11 +90,11 @@ def test_equal_answers_still_make_folds() -> None:
     fold = contest.folds(targets.astype(np.float32), seed=0)
     assert np.bincount(fold, minlength=contest.FOLDS).min() >= contest.SMALLEST
     features = np.random.default_rng(8).normal(size=(40, 9)).astype(np.float32)
-    assert 0 <= contest.mapped(features, targets.astype(np.float32), fold, gallery=False).mean <= 1
+    assert 0 <= Contest(targets.astype(np.float32), fold).mapped(features, gallery=False).mean <= 1
 
 
 def test_folds_too_small_to_rank_are_left_out() -> None:
     targets = groups(60, 8, seed=9)
     lumpy = np.array([0] * 57 + [1, 2, 3])
-    perfect = contest.as_they_are(targets, targets, lumpy, centre=False)
+    perfect = Contest(targets, lumpy).as_they_are(targets, centre=False)
     assert perfect.mean == 1 and np.isnan(perfect.overlap[-3:]).all()

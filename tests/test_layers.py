@@ -28,6 +28,7 @@ TORCH_OWNERS = (
     "mixing.py",
     "relations.py",
     "ridge.py",
+    "aim.py",
     "imported.py",
     "contest.py",
     "reference.py",

@@ -1,11 +1,12 @@
-"""The student's vector against the teacher's."""
+"""The student's vector against where it should be in the teacher's space."""
 
 from torch import Tensor
 
 
-def regression(student_ME: Tensor, teacher_ME: Tensor) -> Tensor:
-    """1 − cosine of student and teacher vector, mean over samples; both live in the teacher's space.
+def regression(student_ME: Tensor, aim_ME: Tensor) -> Tensor:
+    """1 − cosine of the student's vector and its aim, mean over samples.
 
-    Source: asymmetric regression of Budnik & Avrithis, CVPR 2021.
+    The aim is the teacher's vector, centred and levelled (`distilltool.aim`). Source: asymmetric regression of Budnik &
+    Avrithis, CVPR 2021, where it is the vector as it is.
     """
-    return 1 - (student_ME * teacher_ME).sum(dim=1).mean()
+    return 1 - (student_ME * aim_ME).sum(dim=1).mean()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import images, imported, objective, reference, ridge, search, sources, students, train
+from distilltool import aim, images, imported, objective, reference, ridge, search, sources, students, train
 from distilltool.augment import embed_plain, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
@@ -134,6 +134,8 @@ def distill(
         progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
+    if recipe.space == "teacher":
+        data = replace(data, aim=aim.fit(torch.from_numpy(data.targets), (choice.level,))[choice.level])
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
     student = _make_student(backbone, recipe, choice, data, run, progress)
     outcome = train.train(
@@ -330,13 +332,14 @@ def _make_student(
     if choice.centre:
         with torch.no_grad():
             student.centre.copy_(features.mean(dim=0))
-    features = features - student.centre.detach().cpu()
-    if maps or anchor:
+    features, targets = features - student.centre.detach().cpu(), torch.from_numpy(data.targets)
+    if maps:
         strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
-        head = ridge.ridge(features, torch.from_numpy(data.targets), strengths)
+        head = ridge.ridge(features, aim.fit(targets, (choice.level,))[choice.level](targets), strengths)
         progress.note(f"closed-form head: ridge {head.strength:.2g}, leave-one-out cosine {head.cosine:.3f}")
-        _fill(student.linear if maps else None, head)
-        _fill(student.anchor, head)
+        _fill(student.linear, head)
+    if student.anchor is not None:
+        _fill(student.anchor, ridge.ridge(features, targets))
     if dim and not maps:
         with torch.no_grad():
             student.linear.weight.copy_(ridge.principal(features, dim))
@@ -344,11 +347,10 @@ def _make_student(
 
 
 @torch.no_grad()
-def _fill(layer: torch.nn.Linear | None, head: ridge.Head) -> None:
-    if layer is not None:
-        layer.weight.copy_(head.weight)
-        assert layer.bias is not None
-        layer.bias.copy_(head.bias)
+def _fill(layer: torch.nn.Linear, head: ridge.Head) -> None:
+    layer.weight.copy_(head.weight)
+    assert layer.bias is not None
+    layer.bias.copy_(head.bias)
 
 
 @torch.no_grad()
