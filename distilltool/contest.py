@@ -15,6 +15,7 @@ from distilltool.aim import LEVELS, Level
 from distilltool.embedder import unit
 from distilltool.metrics import Task
 
+Rows = NDArray[np.float32]
 FOLDS = 4
 SMALLEST = 4  # images of a fold: with fewer there is nothing to rank
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, over the mean diagonal of the Gram matrix
@@ -88,7 +89,7 @@ class Contest:
     ) -> Score:
         """The best of the ridge strengths and levels of aims, each fitted on three folds and judged on the fourth.
 
-        gallery: put to the teacher's own vectors instead of compared among themselves.
+        gallery: put to the teacher's own vectors too, and the mean of both counts.
         """
         features, width = torch.from_numpy(unit(features_NF)), self.targets.shape[1]
         predicted = {(one, level): np.zeros_like(self.targets) for one in strengths for level in levels}
@@ -98,8 +99,9 @@ class Contest:
                 for at, level in enumerate(levels):
                     rows = made[:, at * width : (at + 1) * width]
                     predicted[strength, level][self.fold == fold] = unit(rows.numpy())
+        galleries = (self.targets,) if gallery else ()
         found = [
-            Score(overlap=self._overlap(rows, self.targets if gallery else rows), strength=strength, level=level)
+            Score(overlap=self._overlap(rows, rows, *galleries), strength=strength, level=level)
             for (strength, level), rows in predicted.items()
         ]
         return max(found, key=lambda one: one.mean)
@@ -113,13 +115,15 @@ class Contest:
             ]
         return self._aims[levels]
 
-    def _overlap(self, queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _overlap(self, queries: Rows, *galleries: Rows) -> NDArray[np.float64]:
+        """Per image, (N,), the mean over the galleries that its query is put to."""
         scores = np.full(len(self.targets), np.nan)
         for task, theirs in zip(self.tasks, self.theirs, strict=True):
-            scores[task.query] = metrics.shared(theirs, self._nearest(task, queries, gallery))
+            every = [metrics.shared(theirs, self._nearest(task, queries, one)) for one in galleries]
+            scores[task.query] = np.mean(every, axis=0)
         return scores
 
-    def _nearest(self, task: Task, queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _nearest(self, task: Task, queries: Rows, gallery: Rows) -> NDArray[np.int64]:
         k = metrics.reach(len(task.gallery))
         return search.nearest(queries[task.query], gallery[task.gallery], k, task.itself).ids
 
