@@ -49,8 +49,7 @@ TEACHER = "--space teacher"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
     "best-without-taps": ("best", "student.taps=false"),
-    "best-128": ("best", "schedule.batch=128"),
-    "best-192": ("best", "schedule.batch=192"),
+    "best-short-lists": ("best", "schedule.batches_finetune=1"),
     "kl": ("kl",),
     "drd": ("drd",),
     "regression": ("regression",),

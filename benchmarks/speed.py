@@ -57,7 +57,7 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
         keep=0.9,
     )
     how = recipe.load(
-        args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000", "schedule.accumulate_finetune=1"]
+        args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000", "schedule.batches_finetune=1"]
     )
     return _Trainer(student, data, how, RunDir(run), True, None, 0.0, Silent())
 

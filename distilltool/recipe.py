@@ -91,14 +91,14 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """epochs: passes over the images where no time budget is given; batch: images at once; accumulate_finetune: batches
-    whose gradients are averaged for one step of a pretrained student, no more than there are images for; warmup: share
-    of the steps, then a cosine to zero; evaluations: how often fidelity is looked at; patience: evaluations without
+    """epochs: passes over the images where no time budget is given; batch: images at once; batches_finetune: batches
+    that one step of a pretrained student is made of, and its lists, no more than there are images for; warmup: share of
+    the steps, then a cosine to zero; evaluations: how often fidelity is looked at; patience: evaluations without
     improvement before stopping, in the second half of the steps."""
 
     epochs: int = 60
     batch: int = 64
-    accumulate_finetune: int = 1
+    batches_finetune: int = 1
     warmup: float = 0.05
     evaluations: int = 20
     patience: int = 8
@@ -151,7 +151,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimiser.ema": (0, 0.99999),
     "schedule.epochs": (1, 100000),
     "schedule.batch": (4, 65536),
-    "schedule.accumulate_finetune": (1, 1024),
+    "schedule.batches_finetune": (1, 1024),
     "schedule.warmup": (0, 0.9),
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),

@@ -167,7 +167,7 @@ class _Trainer:
             self.bank = Bank(student=remembered, teacher=self.targets)
         self.batch = min(recipe.schedule.batch, len(data.pixels))
         batches = len(data.pixels) // self.batch
-        self.parts = max(1, min(recipe.schedule.accumulate_finetune, batches)) if finetune else 1  # batches of a step
+        self.parts = max(1, min(recipe.schedule.batches_finetune, batches)) if finetune else 1  # batches of a step
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.state = State(total=planned if seconds is None else 1 << 30)
@@ -239,30 +239,26 @@ class _Trainer:
         return self.state.look
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        step, total = self.state.step, 0.0
+        step = self.state.step
         now = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
         for group, scale in zip(self.optimiser.param_groups, self.scales.tolist(), strict=True):
             group["lr"] = now * scale
         self.optimiser.zero_grad(set_to_none=True)
-        rows = list[int]()
-        for part in range(self.parts):
-            batch = next(batches)
-            rows += batch.rows.tolist()
-            loss = self._loss(batch, (self.recipe.seed, 3, step * self.parts + part)) / self.parts
-            if not torch.isfinite(loss):
-                raise self._diverged(f"the loss is {loss.item()}", batch.rows.tolist())
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        several = [next(batches) for _ in range(self.parts)]
+        rows = np.concatenate([batch.rows for batch in several])
+        loss = self._backward(several, (self.recipe.seed, 3, step))
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}", rows)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
         if not torch.isfinite(norm):
             raise self._diverged("the gradient is not finite", rows)
         self.optimiser.step()
         self.average.update_parameters(self.student)
         self.state.step += 1
-        self.progress.advance(1, f"loss {total:.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
-        self._log({"step": self.state.step, "loss": round(total, 6)})
+        self.progress.advance(1, f"loss {loss:.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
+        self._log({"step": self.state.step, "loss": round(loss, 6)})
 
-    def _diverged(self, what: str, rows: Sequence[int]) -> DistillError:
+    def _diverged(self, what: str, rows: NDArray[np.int64]) -> DistillError:
         names = [self.data.names[row] for row in rows]
         self._log({"step": self.state.step, "diverged": what, "images": names})
         more = f" and {len(names) - 3} more, all in {self.rundir.log}" if len(names) > 3 else ""
@@ -271,24 +267,54 @@ class _Trainer:
             f"lower the learning rate: --restart --set optimiser.{self.lr_name}={self.lr / 10:.0e}",
         )
 
-    def _loss(self, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
-        """The recipe's losses over the joint batch, and on the images alone the anchor and the reference."""
-        rows = torch.from_numpy(batch.rows)
-        teacher_BE = self.targets[rows.to(self.device)]
+    def _backward(self, several: Sequence[Batch], seed: tuple[int, int, int]) -> float:
+        """Gradients of the loss over the images of several batches, in the memory of one; returns the loss.
+
+        Their features are made once without gradient, the loss gives the gradient of each, and batch by batch they are
+        made again to pass it on (gradient cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory
+        Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass.
+        """
+        rows, views = (np.concatenate(parts) for parts in zip(*((one.rows, one.views) for one in several), strict=True))
+        if len(several) == 1:
+            loss = self._loss(self._features(several[0]), rows, views, seed)
+            if torch.isfinite(loss):
+                loss.backward()  # type: ignore[no-untyped-call]
+            return loss.item()
+        with torch.no_grad():
+            known_BF = torch.cat([self._features(one) for one in several])
+        loss = self._loss(known_BF.requires_grad_(), rows, views, seed)
+        if not torch.isfinite(loss):
+            return loss.item()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert known_BF.grad is not None
+        ends = np.cumsum([len(one.rows) for one in several])
+        for one, end in zip(several, ends.tolist(), strict=True):
+            self._features(one).backward(known_BF.grad[end - len(one.rows) : end])  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def _features(self, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            features_BF = self.student.features(batch.pixels.to(self.device))
+            return self.student.features(batch.pixels.to(self.device))
+
+    def _loss(
+        self, features_BF: Tensor, rows_B: NDArray[np.int64], views_B: NDArray[np.int64], seed: tuple[int, int, int]
+    ) -> Tensor:
+        """The recipe's losses over the joint batch, and on the images alone the anchor and the reference."""
+        teacher_BE = self.targets[torch.from_numpy(rows_B).to(self.device)]
         centred_BF = features_BF - self.student.centre
-        loss = self._joint(F.normalize(self.student.head(centred_BF), dim=1), teacher_BE, batch, seed)
+        loss = self._joint(F.normalize(self.student.head(centred_BF), dim=1), teacher_BE, rows_B, seed)
         if self.student.anchor is not None:
             anchored_BE = F.normalize(self.student.anchor(centred_BF), dim=1)
             loss = loss + self.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
         if self.data.reference is not None:
-            known_BF = torch.from_numpy(self.data.reference[batch.rows, batch.views].astype(np.float32))
+            known_BF = torch.from_numpy(self.data.reference[rows_B, views_B].astype(np.float32))
             known_BF = F.normalize(known_BF - self.reference_centre, dim=1).to(self.device)
             loss = loss + self.recipe.reference.weight * (1 - F.cosine_similarity(centred_BF, known_BF).mean())
         return loss
 
-    def _joint(self, student_BD: Tensor, teacher_BE: Tensor, batch: Batch, seed: tuple[int, int, int]) -> Tensor:
+    def _joint(
+        self, student_BD: Tensor, teacher_BE: Tensor, rows_B: NDArray[np.int64], seed: tuple[int, int, int]
+    ) -> Tensor:
         """The losses over the images and what is mixed from them; their mean over the lengths that vectors are cut to.
 
         Of nested vectors every front part is trained as vectors of its own (Kusupati et al., Matryoshka representation
@@ -297,12 +323,12 @@ class _Trainer:
         losses = list[Tensor]()
         for dim in self.recipe.student.dims or (student_BD.shape[1],):
             bank = None if self.bank is None else Bank(student=cut(self.bank.student, dim), teacher=self.bank.teacher)
-            student, teacher = mix(cut(student_BD, dim), teacher_BE, self.recipe.mix, seed, bank, batch.rows)
+            student, teacher = mix(cut(student_BD, dim), teacher_BE, self.recipe.mix, seed, bank, rows_B)
             rows = torch.full((len(student),), -1, device=self.device)
-            rows[: len(student_BD)] = torch.from_numpy(batch.rows)
+            rows[: len(student_BD)] = torch.from_numpy(rows_B)
             losses.append(self.loss(student, teacher, rows))
         if self.bank is not None:
-            self.bank.remember(batch.rows, student_BD)
+            self.bank.remember(rows_B, student_BD)
         return torch.stack(losses).mean()
 
     def _batches(self) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Steps of several batches: the same as one of all their images, where the loss is a mean over images."""
+"""Steps of several batches: the same as one of all their images, lists and mixes among them."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ class Tiny(nn.Module):
         return made
 
 
-def trainer(tmp_path: Path, batch: int, parts: int, *, finetune: bool = True) -> _Trainer:
-    """A trainer of a student in the teacher's space, with the loss that is a mean over images."""
+def trainer(tmp_path: Path, batch: int, parts: int, *, name: str = "drd", finetune: bool = True) -> _Trainer:
+    """A trainer of a student by a recipe."""
     torch.manual_seed(0)
     student = Student(Backbone(module=Tiny(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False)
     rng = np.random.default_rng(0)
@@ -40,8 +40,8 @@ def trainer(tmp_path: Path, batch: int, parts: int, *, finetune: bool = True) ->
     targets /= np.linalg.norm(targets, axis=1, keepdims=True)
     pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
     data = Data(pixels=pixels, targets=targets, held_pixels=pixels, held_targets=targets, names=("",) * COUNT)
-    changes = [f"schedule.batch={batch}", f"schedule.accumulate_finetune={parts}", "optimiser.clip=1e6"]
-    recipe: Recipe = load("regression", changes)
+    changes = [f"schedule.batch={batch}", f"schedule.batches_finetune={parts}", "optimiser.clip=1e6"]
+    recipe: Recipe = load(name, changes)
     tmp_path.mkdir(exist_ok=True)
     return _Trainer(student, data, recipe, RunDir(tmp_path), finetune, None, 0.0, Silent())
 
@@ -51,14 +51,15 @@ def gradients(one: _Trainer, batches: list[Batch]) -> list[Tensor]:
     return [p.grad.clone() for p in one.student.parameters() if p.grad is not None]
 
 
-def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["regression", "kl", "drd", "rkd"])
+def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path, name: str) -> None:
     pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
     whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
     thirds = [
         Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
         for at in (0, 8, 16)
     ]
-    one, three = trainer(tmp_path / "a", COUNT, 1), trainer(tmp_path / "b", 8, 3)
+    one, three = trainer(tmp_path / "a", COUNT, 1, name=name), trainer(tmp_path / "b", 8, 3, name=name)
     assert (one.parts, three.parts) == (1, 3)
     for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4

@@ -168,7 +168,7 @@ def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
     """With a reference too: what it knows of each view is made once and read again."""
     monkeypatch.chdir(work)
     flags = [*FLAGS, "--student", "onnx:other.onnx,preprocess=unit", "--input", "64", "--set", "reference.input=112"]
-    flags += ["--set", "reference.weight=2", "--set", "schedule.epochs=8", "--set", "schedule.accumulate_finetune=3"]
+    flags += ["--set", "reference.weight=2", "--set", "schedule.epochs=8", "--set", "schedule.batches_finetune=3"]
     words = ["distilltool", "distill", "teacher.onnx", "imgs", *flags, "--out"]
     code, _, err = run(work, *words[1:], "whole")
     assert code == 0, err
