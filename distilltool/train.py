@@ -420,18 +420,24 @@ class _Trainer:
     def _settle(self, first: float) -> int:
         """Put into `run.best` the weights where training ended, unless those there are better beyond chance.
 
-        Of many looks at few images the best is the best by chance: early, noisy weights would be kept. first: overlap
-        of the undistilled, below which none are kept. Returns the step of the weights that are kept.
+        Of many looks at few images the best is the best by chance: early, noisy weights would be kept. Both are judged
+        as they would be shipped, with the usual share of the start's. first: overlap of the undistilled, below which
+        none are kept. Returns the step of the weights that are kept.
         """
+        if self.state.best_step == self.state.step:
+            return self.state.step
         last = cast(Student, self.average.module)
-        self.student.load_state_dict(read_weights(self.rundir.best))
-        reached = self._scores(last)[0]
-        if self.state.best_step == self.state.step or reached.mean() < first:
-            return self.state.best_step
-        if metrics.ahead(self._scores(self.student)[0], reached, CERTAIN):
+        best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
+        if reached.mean() < first or metrics.ahead(best, reached, CERTAIN):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
+
+    def _shipped(self, weights: dict[str, Tensor]) -> NDArray[np.float64]:
+        """Overlap, (V,), of weights with the usual share of the start's where that was pretrained."""
+        mixed = _mixed(weights, read_weights(self.rundir.start), USUAL) if self.finetune else weights
+        self.student.load_state_dict(mixed)
+        return self._scores(self.student)[0]
 
     def _blend(self, step: int, first: float) -> float:
         """Load the weights that are kept, of this step, mixed with the start's where those were pretrained. Returns the
@@ -543,9 +549,13 @@ def _fidelity(scores: Scores) -> Fidelity:
 
 def save_weights(path: Path, student: Student) -> None:
     """Write a student's weights as safetensors, atomically; what only training needs is left out."""
-    kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
+    state = _weights(student)
     write_bytes(path, lambda fresh: save_file(state, fresh))
+
+
+def _weights(student: Student) -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
 
 
 def load_weights(path: Path, student: Student) -> None:
