@@ -14,6 +14,7 @@ from distilltool.candidates import Candidate
 from distilltool.contest import Contest, Score
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
+from distilltool.onnx_file import first_line
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
@@ -149,11 +150,15 @@ class Trial:
         share: what is near to the features as they are held up better on images of other kinds.
         """
         choice = scored.choice
-        found = students.on_the_way(backbone) if self.recipe.student.taps else ()
-        if not found:
+        try:
+            found = students.on_the_way(backbone) if self.recipe.student.taps else ()
+            if not found:
+                return scored
+            student = Student(students.with_taps(backbone, found), 0, bias=False)
+        except (DistillError, RuntimeError) as error:  # what can do without is no reason to stop
+            self.progress.note(f"no features are taken on the way: {first_line(error)}")
             return scored
         size = imported.scaled(self.seen_by.size, choice.input)
-        student = Student(students.with_taps(backbone, found), 0, bias=False)
         features = embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
         last, *earlier = np.split(features, np.cumsum([backbone.width, *(one.width for one in found[:-1])]), axis=1)
         better = list[list[Scored]]()  # for each tensor that helps, from the last, the shares at which it does
