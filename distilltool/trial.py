@@ -27,7 +27,7 @@ BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is scored
 TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
 MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
-CERTAIN = 2  # standard errors by which one of many such tensors must be better
+CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 
 
@@ -263,7 +263,7 @@ def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choi
         return as_they_are
     score = held.mapped(features, gallery=in_space)
     mapped = Scored(choice=replace(choice, mapped=True, strength=score.strength, level=score.level), score=score)
-    return mapped if in_space or score.beats(as_they_are.score) else as_they_are
+    return mapped if in_space or score.beats(as_they_are.score, CERTAIN) else as_they_are
 
 
 def _best(found: Iterable[Scored]) -> Scored:
