@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from distilltool import contest, images, imported, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
-from distilltool.contest import Contest, Score
+from distilltool.contest import Contest, Rows, Score
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.onnx_file import first_line
@@ -21,7 +22,6 @@ from distilltool.recipe import Recipe
 from distilltool.student import Student
 from distilltool.students import Backbone, Start
 
-Rows = NDArray[np.float32]
 LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is scored
@@ -93,8 +93,12 @@ class Trial:
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
         self.paths = [paths[row] for row in rows]
         self.targets = vectors[rows]
-        self.contest = Contest(self.targets, contest.folds(self.targets, recipe.seed))
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
+
+    @cached_property
+    def contest(self) -> Contest:
+        """What starts are judged by; a student from scratch, and a run that goes on, need none."""
+        return Contest(self.targets, contest.folds(self.targets, self.recipe.seed))
 
     def judge(self, backbone: Backbone) -> Choice:
         """How much of an image to look at and how to start."""
@@ -140,8 +144,7 @@ class Trial:
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
-        scored = self._tapped(backbone, scored)
-        return self._referred(scored.choice.of(backbone), scored)
+        return self._referred(backbone, self._tapped(backbone, scored))
 
     def _tapped(self, backbone: Backbone, scored: Scored) -> Scored:
         """With pooled features of an earlier tensor beside the last ones, where it ranks better so.
@@ -161,13 +164,13 @@ class Trial:
         size = imported.scaled(self.seen_by.size, choice.input)
         features = embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
         last, *earlier = np.split(features, np.cumsum([backbone.width, *(one.width for one in found[:-1])]), axis=1)
+        last = unit(last)
         better = list[list[Scored]]()  # for each tensor that helps, from the last, the shares at which it does
         for one, rows in zip(reversed(found), reversed(earlier), strict=True):
-            tried = list[Scored]()
+            tried, at_one = list[Scored](), unit(rows)
             for share in MAPPED if choice.mapped else TAPPED:
-                gain = contest.balanced(last, rows, share)
-                joined = np.concatenate([unit(last), gain * unit(rows)], axis=1)
-                score = self._score_as(joined, choice)
+                gain = contest.balanced(last, at_one, share)
+                score = self._score_as(np.concatenate([last, gain * at_one], axis=1), choice)
                 if score.beats(scored.score, CERTAIN):
                     with_it = replace(choice, tap=one.tensor, gain=gain)
                     tried.append(Scored(choice=with_it, score=score))
@@ -200,6 +203,7 @@ class Trial:
             return choice
         if how.input:
             return replace(choice, reference=how.input)
+        backbone = choice.of(backbone)
         best, side = self._seen_at(backbone, choice, choice.input), 0
         for larger in reference.sides(choice.input, backbone.native):
             try:

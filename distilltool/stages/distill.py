@@ -134,7 +134,7 @@ def distill(
         progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
-    if recipe.space == "teacher":
+    if choice.mapped or recipe.space == "teacher":
         data = replace(data, aim=aim.fit(torch.from_numpy(data.targets), (choice.level,))[choice.level])
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
     student = _make_student(backbone, recipe, choice, data, run, progress)
@@ -335,7 +335,8 @@ def _make_student(
     features, targets = features - student.centre.detach().cpu(), torch.from_numpy(data.targets)
     if maps:
         strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
-        head = ridge.ridge(features, aim.fit(targets, (choice.level,))[choice.level](targets), strengths)
+        assert data.aim is not None
+        head = ridge.ridge(features, data.aim(targets), strengths)
         progress.note(f"closed-form head: ridge {head.strength:.2g}, leave-one-out cosine {head.cosine:.3f}")
         _fill(student.linear, head)
     if student.anchor is not None:
