@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distilltool import ridge
+
 Level = float | None  # how far large directions are held back; None for the teacher's vectors as they are
 LEVELS: tuple[Level, ...] = (None, 0.0, 0.03, 0.1, 0.3, 1.0)
 
@@ -42,11 +44,7 @@ def fit(targets_NE: Tensor, levels: tuple[Level, ...] = LEVELS) -> dict[Level, A
     serves all."""
     mean = targets_NE.mean(dim=0)
     rows = (targets_NE - mean).double()
-    few = len(rows) < rows.shape[1]
-    values, vectors = torch.linalg.eigh(rows @ rows.T if few else rows.T @ rows)
-    kept = values > 1e-9 * values.max().clamp(min=1e-12)
-    values, vectors = values[kept], vectors[:, kept]
-    axes = rows.T @ vectors / values.sqrt() if few else vectors
+    values, axes = ridge.axes(rows)
     shares = values / (values.sum() / rows.shape[1]).clamp(min=1e-12)  # in mean variances
 
     def at(level: Level) -> Aim:

@@ -1,5 +1,6 @@
 """Batches of augmented images, made from cached pixels; which ones depends on seed and step alone."""
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,7 @@ def make_batch(
         for row, number in zip(rows, numbers, strict=True)
     ]
     crops = [seen(pixels_NHWC[row], one, size) for row, one in zip(rows, drawn, strict=True)]
+    let_go(pixels_NHWC)
     return Batch(rows=rows, pixels=coloured(torch.cat(crops), drawn), views=numbers)
 
 
@@ -134,9 +136,19 @@ def embed_plain(
     features: bool = False,
 ) -> NDArray[np.float32]:
     """Vectors of cached images without augmentation, (N, D), or their pooled features; a few images at a time."""
-    starts = range(0, len(pixels_NHWC), CHUNK)
-    parts = [embed(student, plain(pixels_NHWC[at : at + CHUNK], size, keep), features=features) for at in starts]
+    parts = []
+    for at in range(0, len(pixels_NHWC), CHUNK):
+        parts.append(embed(student, plain(pixels_NHWC[at : at + CHUNK], size, keep), features=features))
+        let_go(pixels_NHWC)
     return np.concatenate(parts)
+
+
+def let_go(pixels_NHWC: NDArray[np.uint8]) -> None:
+    """Take what was read of a mapped file out of the process's memory; the system's cache keeps it while there is
+    room. Nothing where the images are in memory, or where the system has no such call."""
+    mapped = getattr(pixels_NHWC, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def coloured(pixels_NCHW: Tensor, views: Sequence[View]) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distilltool import aim, metrics, ridge, search
 from distilltool.aim import LEVELS, Level
 from distilltool.embedder import unit
+from distilltool.mapped import BESIDE, Map
 from distilltool.metrics import Task
 
 Rows = NDArray[np.float32]
@@ -105,6 +106,24 @@ class Contest:
             for (strength, level), rows in predicted.items()
         ]
         return max(found, key=lambda one: one.mean)
+
+    def beside(
+        self, features_NF: NDArray[np.float32], strength: float, level: Level, shares: tuple[float, ...] = BESIDE
+    ) -> dict[float, Score]:
+        """Maps into the teacher's space with these shares for the features themselves (`distilltool.mapped`), fitted on
+        three folds and judged on the fourth, among themselves and in the teacher's gallery."""
+        features, made = torch.from_numpy(unit(features_NF)), {share: np.zeros_like(self.targets) for share in shares}
+        for fold in range(FOLDS):
+            inside = torch.from_numpy(self.fold == fold)
+            known = torch.from_numpy(self.targets)[~inside]
+            found = Map(features[~inside], known, aim.fit(known, (level,))[level], (strength,))
+            for share, rows in made.items():
+                head = found.at(share)
+                rows[self.fold == fold] = unit((features[inside] @ head.weight.T + head.bias).numpy())
+        return {
+            share: Score(overlap=self._overlap(rows, rows, self.targets), strength=strength, level=level)
+            for share, rows in made.items()
+        }
 
     def _aimed(self, levels: tuple[Level, ...]) -> list[torch.Tensor]:
         """What is to be predicted of the images outside each fold, level beside level, (N − fold, levels · E)."""

@@ -14,7 +14,6 @@ from distilltool.aim import Aim
 from distilltool.errors import DistillError
 from distilltool.recipe import LossTerm, Recipe, Space
 
-DRAWN = 5.0  # weight of regression beside the losses of a recipe that is not made for the teacher's space
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # student (M, D), teacher (M, E), rows of the bank (M,) → scalar
 
 
@@ -82,14 +81,12 @@ def _found(term: LossTerm) -> _Term:
 def in_space(recipe: Recipe, space: Space) -> Recipe:
     """The recipe for vectors in the teacher's space, or in one of their own.
 
-    In the teacher's, `regression` is added where no loss draws vectors there; in the student's own, what compares the
-    two is left out. Raises DistillError where nothing is left then.
+    In the student's own, what compares it with the teacher's vectors is left out. Raises DistillError where nothing is
+    left then.
     """
-    needs = [term.needs_teacher_space for term in _terms(recipe)]
     if space == "teacher":
-        drawn = () if any(needs) else (LossTerm(name="regression", weight=DRAWN),)
-        return replace(recipe, space=space, loss=(*recipe.loss, *drawn))
-    left = tuple(term for term, one in zip(recipe.loss, needs, strict=True) if not one)
+        return replace(recipe, space=space)
+    left = tuple(loss for loss, term in zip(recipe.loss, _terms(recipe), strict=True) if not term.needs_teacher_space)
     if not left:
         raise DistillError(
             f"every loss of the recipe {recipe.name} compares the student with the teacher's vectors",
@@ -98,16 +95,17 @@ def in_space(recipe: Recipe, space: Space) -> Recipe:
     return replace(recipe, space=space, loss=left)
 
 
+def mapped_last(recipe: Recipe) -> bool:
+    """Whether features are trained in their own space and mapped into the teacher's at the end: no loss draws vectors
+    there."""
+    return recipe.space == "teacher" and not any(term.needs_teacher_space for term in _terms(recipe))
+
+
 def check_losses(recipe: Recipe, same_space: bool) -> None:
-    """Fail on a recipe whose losses do not exist, cannot be computed, or need or miss the teacher's space, before
-    anything is spent."""
+    """Fail on a recipe whose losses do not exist, cannot be computed, or need the teacher's space where vectors are
+    elsewhere, before anything is spent."""
     terms = _terms(recipe)
     drawn = [term.function.__name__ for term in terms if term.needs_teacher_space]
-    if same_space and not drawn:
-        raise DistillError(
-            'space = "teacher" promises vectors that can be compared with the teacher\'s, but no loss draws them there',
-            "use --recipe regression, or add that loss, csd or rop to the recipe",
-        )
     if not same_space and drawn:
         raise DistillError(
             f"the loss {drawn[0]} compares student and teacher vectors one to one",

@@ -28,11 +28,10 @@ def ridge(features_NF: Tensor, targets_NE: Tensor, strengths: tuple[float, ...] 
     x, t = features_NF.double(), targets_NE.double()
     mean_x, mean_t = x.mean(dim=0), t.mean(dim=0)
     x, centred = x - mean_x, t - mean_t
-    values, vectors = torch.linalg.eigh(x.T @ x)
-    values = values.clamp(min=0)
+    values, vectors = axes(x)
     rotated = x @ vectors  # = U S, with S² = values
     inner = rotated.T @ centred
-    scale = values.mean().clamp(min=1e-12)
+    scale = (values.sum() / x.shape[1]).clamp(min=1e-12)
     best: Head | None = None
     for strength in strengths:
         inverse = 1 / (values + strength * scale)
@@ -69,6 +68,16 @@ def predict(
         made: Tensor = (across / (values + strength * scale)) @ inner + mean_t
         found[strength] = made.float()
     return found
+
+
+def axes(rows_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal directions of rows that are centred where they should be, the largest first: the sums of squares along
+    them, (R,), and themselves, (F, R), R at most N and F; by one eigendecomposition of the smaller Gram matrix."""
+    few = len(rows_NF) < rows_NF.shape[1]
+    values, vectors = torch.linalg.eigh(rows_NF @ rows_NF.T if few else rows_NF.T @ rows_NF)
+    kept = values > 1e-9 * values.max().clamp(min=1e-12)
+    values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
+    return values, rows_NF.T @ vectors / values.sqrt() if few else vectors
 
 
 def principal(features_NF: Tensor, dim: int) -> Tensor:

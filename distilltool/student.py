@@ -47,6 +47,14 @@ class Student(nn.Module):
         assert isinstance(self.head, nn.Linear)
         return self.head
 
+    def map_by(self, weight_EF: Tensor, bias_E: Tensor) -> None:
+        """Make vectors of the features by this linear head, instead of what made them before."""
+        self.head = nn.Linear(self.width, len(bias_E)).to(self.factor.device)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight_EF)
+            self.linear.bias.copy_(bias_E)
+        self.dim, self.has_head = len(bias_E), True
+
     def features(self, pixels_NCHW: Tensor) -> Tensor:
         """Pooled features of the backbone, (N, width), at length 1."""
         features: Tensor = self.backbone(pixels_NCHW.float() * self.factor - self.shift)

@@ -36,6 +36,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the neare
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
+PART = 32  # images whose gradient is passed on at a time, where a step takes several batches
 SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
@@ -180,8 +181,8 @@ class _Trainer:
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self._evaluate(self.student)
+            save_weights(self.rundir.start, self.student)
             if self.finetune:
-                save_weights(self.rundir.start, self.student)
                 self.scales.copy_(sizes(self.student))
             if self.bank is not None:
                 seen = embed_plain(self.student, self.data.pixels, self.data.size, self.data.keep)
@@ -270,31 +271,32 @@ class _Trainer:
     def _backward(self, several: Sequence[Batch], seed: tuple[int, int, int]) -> float:
         """Gradients of the loss over the images of several batches, in the memory of one; returns the loss.
 
-        Their features are made once without gradient, the loss gives the gradient of each, and batch by batch they are
+        Their features are made once without gradient, the loss gives the gradient of each, and part by part they are
         made again to pass it on (gradient cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory
         Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass.
         """
         rows, views = (np.concatenate(parts) for parts in zip(*((one.rows, one.views) for one in several), strict=True))
         if len(several) == 1:
-            loss = self._loss(self._features(several[0]), rows, views, seed)
+            loss = self._loss(self._features(several[0].pixels), rows, views, seed)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
         with torch.no_grad():
-            known_BF = torch.cat([self._features(one) for one in several])
+            known_BF = torch.cat([self._features(one.pixels) for one in several])
         loss = self._loss(known_BF.requires_grad_(), rows, views, seed)
         if not torch.isfinite(loss):
             return loss.item()
         loss.backward()  # type: ignore[no-untyped-call]
         assert known_BF.grad is not None
-        ends = np.cumsum([len(one.rows) for one in several])
-        for one, end in zip(several, ends.tolist(), strict=True):
-            self._features(one).backward(known_BF.grad[end - len(one.rows) : end])  # type: ignore[no-untyped-call]
+        part = self.batch if _reads_batches(self.student) else PART
+        parts = [pixels for one in several for pixels in torch.split(one.pixels, part)]
+        for pixels, grad_PF in zip(parts, torch.split(known_BF.grad, [len(one) for one in parts]), strict=True):
+            self._features(pixels).backward(grad_PF)  # type: ignore[no-untyped-call]
         return loss.item()
 
-    def _features(self, batch: Batch) -> Tensor:
+    def _features(self, pixels_NCHW: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.student.features(batch.pixels.to(self.device))
+            return self.student.features(pixels_NCHW.to(self.device))
 
     def _loss(
         self, features_BF: Tensor, rows_B: NDArray[np.int64], views_B: NDArray[np.int64], seed: tuple[int, int, int]
@@ -365,8 +367,7 @@ class _Trainer:
         every = list(self._nested(vectors).values())
         if self.recipe.space == "teacher":
             every.append(fidelity_scores(self.data.held_targets, vectors, self.k, self.data.held_targets))
-        overlaps, correlations = zip(*every, strict=True)
-        return np.mean(overlaps, axis=0), np.mean(correlations, axis=0)
+        return averaged(every)
 
     def _nested(self, vectors: NDArray[np.float32]) -> dict[int, Scores]:
         """Of vectors of held-out images, by the lengths they are cut to."""
@@ -387,7 +388,8 @@ class _Trainer:
         if self.state.step == 0:
             whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
             first = {"overlap": whole[0].tolist(), "spearman": whole[1].tolist(), "seen": self._seen(student)}
-            write_json(self.rundir.undistilled, {**first, "score": overlap})
+            judged = {"scores": [one.tolist() for one in scores]}
+            write_json(self.rundir.undistilled, {**first, **judged})
 
     def _seen(self, student: Student) -> float:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
@@ -400,11 +402,12 @@ class _Trainer:
         self.student.anchor = None
         learned = self._seen(cast(Student, self.average.module))
         first = read_json(self.rundir.undistilled)
-        step = self._settle(first["score"])
-        share = self._blend(step, first["score"])
+        start = (np.array(first["scores"][0]), np.array(first["scores"][1]))
+        step = self._settle(start)
+        share = self._blend(step, start)
         step = step if share < 1 else 0
-        every = {dim: _fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
-        undistilled = _fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
+        every = {dim: as_fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
+        undistilled = as_fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
         return Outcome(
             start_share=share,
             state=replace(self.state),
@@ -417,29 +420,29 @@ class _Trainer:
             stopped=stopped,
         )
 
-    def _settle(self, first: float) -> int:
+    def _settle(self, first: Scores) -> int:
         """Put into `run.best` the weights where training ended, unless those there are better beyond chance.
 
         Of many looks at few images the best is the best by chance: early, noisy weights would be kept. Both are judged
-        as they would be shipped, with the usual share of the start's. first: overlap of the undistilled, below which
-        none are kept. Returns the step of the weights that are kept.
+        as they would be shipped, with the usual share of the start's. first: scores of the undistilled; weights that
+        are worse are not kept. Returns the step of the weights that are kept.
         """
         if self.state.best_step == self.state.step:
             return self.state.step
         last = cast(Student, self.average.module)
         best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
-        if reached.mean() < first or metrics.ahead(best, reached, CERTAIN):
+        if worse(reached, first) or metrics.ahead(best[0], reached[0], CERTAIN):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
 
-    def _shipped(self, weights: dict[str, Tensor]) -> NDArray[np.float64]:
-        """Overlap, (V,), of weights with the usual share of the start's where that was pretrained."""
+    def _shipped(self, weights: dict[str, Tensor]) -> Scores:
+        """Of weights with the usual share of the start's where that was pretrained."""
         mixed = _mixed(weights, read_weights(self.rundir.start), USUAL) if self.finetune else weights
         self.student.load_state_dict(mixed)
-        return self._scores(self.student)[0]
+        return self._scores(self.student)
 
-    def _blend(self, step: int, first: float) -> float:
+    def _blend(self, step: int, first: Scores) -> float:
         """Load the weights that are kept, of this step, mixed with the start's where those were pretrained. Returns the
         start's share.
 
@@ -452,19 +455,21 @@ class _Trainer:
             self.student.load_state_dict(best)
             return float(self.finetune)  # the best is the start itself
         start = read_weights(self.rundir.start)
-        overlaps = {}
+        found = dict[float, Scores]()
         for share in SHARES:
             self.student.load_state_dict(_mixed(best, start, share))
-            overlaps[share] = self._scores(self.student)[0]
-            self._log({"start_share": share, "overlap": round(float(overlaps[share].mean()), 5)})
+            found[share] = self._scores(self.student)
+            overlap, spearman = (round(float(one.mean()), 5) for one in found[share])
+            self._log({"start_share": share, "overlap": overlap, "spearman": spearman})
+        overlaps = {share: one[0] for share, one in found.items()}
         chosen = USUAL
         for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
             if metrics.ahead(overlaps[share], overlaps[USUAL], CERTAIN):
                 chosen = share
                 break
-        if overlaps[chosen].mean() < first:  # what ranks held-out images worse than the undistilled is not shipped
+        if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
             chosen = max(SHARES, key=lambda one: float(overlaps[one].mean()))
-        if overlaps[chosen].mean() < first:
+        if worse(found[chosen], first):
             chosen = 1.0
         self.student.load_state_dict(_mixed(best, start, chosen))
         return chosen
@@ -502,6 +507,12 @@ def _relative(student: Student) -> torch.optim.Optimizer:
 def sizes(student: Student) -> Tensor:
     """Root mean square of each parameter's numbers, (P,), no less than LEAST."""
     return torch.stack([one.detach().square().mean().sqrt() for one in student.parameters()]).clamp(min=LEAST).cpu()
+
+
+def _reads_batches(student: Student) -> bool:
+    """Whether an image's features depend on the others of its batch while training, by batch normalisation."""
+    norms = (one for one in student.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
+    return any(one.training for one in norms)
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:
@@ -543,7 +554,25 @@ def fidelity_scores(
     return overlap, metrics.spearman(task, teacher_VE, student_VD, gallery_VD)
 
 
-def _fidelity(scores: Scores) -> Fidelity:
+def averaged(every: Sequence[Scores]) -> Scores:
+    """The mean of several scores, image by image."""
+    overlaps, correlations = zip(*every, strict=True)
+    return np.mean(overlaps, axis=0), np.mean(correlations, axis=0)
+
+
+def worse(scores: Scores, others: Scores) -> bool:
+    """Whether held-out images are ranked worse than by others, by both measures together.
+
+    Overlap takes few values and looks at the nearest alone: of a hundred images it hardly tells what the correlation of
+    all ranks does. The paired gains of both are added, each in its own standard deviation; an overlap that is lower by
+    more than a standard error is worse by itself.
+    """
+    gains = [ours - theirs for ours, theirs in zip(scores, others, strict=True)]
+    sizes = [float(gain.mean() / max(gain.std(), 1e-12)) for gain in gains]
+    return metrics.ahead(others[0], scores[0], 1) or sum(sizes) < 0
+
+
+def as_fidelity(scores: Scores) -> Fidelity:
     return Fidelity(overlap_at_10=metrics.interval(scores[0]), spearman=metrics.interval(scores[1]))
 
 
@@ -554,6 +583,7 @@ def save_weights(path: Path, student: Student) -> None:
 
 
 def _weights(student: Student) -> dict[str, Tensor]:
+    """A student's tensors by name, without what only training needs."""
     kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import contest, images, imported, reference, sources, students
+from distilltool import contest, images, imported, objective, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Contest, Rows, Score
@@ -39,7 +39,8 @@ class Choice:
     `distilltool.aim`); reference: longer side at which the untrained
     student is its own reference, 0 for none; start: where the weights came from, "" where the student was named; tap:
     a tensor on the way whose pooled features stand beside the last ones, "" for none; gain: their length, that of the
-    last ones being 1."""
+    last ones being 1; beside: share of the energy of vectors in the teacher's space that the features themselves have
+    (see `distilltool.mapped`)."""
 
     spec: str
     input: int
@@ -52,6 +53,7 @@ class Choice:
     start: str = ""
     tap: str = ""
     gain: float = 1.0
+    beside: float = 0.0
 
     def applied(self, recipe: Recipe) -> Recipe:
         """A recipe with this student."""
@@ -144,7 +146,7 @@ class Trial:
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
-        return self._referred(backbone, self._tapped(backbone, scored))
+        return self._beside(backbone, self._referred(backbone, self._tapped(backbone, scored)))
 
     def _tapped(self, backbone: Backbone, scored: Scored) -> Scored:
         """With pooled features of an earlier tensor beside the last ones, where it ranks better so.
@@ -196,6 +198,18 @@ class Trial:
             levels=(choice.level,),
         )
 
+    def _beside(self, backbone: Backbone, choice: Choice) -> Choice:
+        """With the largest share for the features themselves that no other beats by more than a standard error, where
+        the map into the teacher's space is fitted last."""
+        if not objective.mapped_last(self.recipe):
+            return choice
+        assert choice.strength is not None
+        features = self._features(choice.of(backbone), choice, choice.input)
+        found = self.contest.beside(features, choice.strength, choice.level)
+        most = max(found.values(), key=lambda one: one.mean)
+        share = max(share for share, one in found.items() if not most.beats(one))
+        return replace(choice, beside=share)
+
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
         choice, how = scored.choice, self.recipe.reference
@@ -218,11 +232,13 @@ class Trial:
 
     def _seen_at(self, backbone: Backbone, choice: Choice, side: int) -> Score:
         """How the features rank at a size."""
+        return self.contest.as_they_are(self._features(backbone, choice, side), centre=choice.centre)
+
+    def _features(self, backbone: Backbone, choice: Choice, side: int) -> Rows:
+        """What a network makes of the images judged on, (N, F)."""
         size = imported.scaled(self.seen_by.size, side)
         student = Student(backbone, 0, bias=False)
-        pixels = self._pixels(size, choice.keep)
-        features = embed_plain(student, pixels, size, choice.keep, features=True)
-        return self.contest.as_they_are(features, centre=choice.centre)
+        return embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
 
     def _pixels(self, size: tuple[int, int], least: float) -> NDArray[np.uint8]:
         """The images judged on, whole, so large that this share of their sides is a student's image."""

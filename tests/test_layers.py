@@ -29,6 +29,7 @@ TORCH_OWNERS = (
     "relations.py",
     "ridge.py",
     "aim.py",
+    "mapped.py",
     "imported.py",
     "contest.py",
     "reference.py",

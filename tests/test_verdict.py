@@ -18,18 +18,22 @@ from distilltool.stages.distill import _verdict
 from distilltool.train import Outcome, State
 
 
-def ended(kept: float, first: float, seen: tuple[float, float], best: int = 50, step: int = 100) -> Outcome:
-    """A training that ended so; half of an interval is 0.02."""
+def ended(
+    kept: float, first: float, seen: tuple[float, float], best: int = 50, step: int = 100, order: float | None = None
+) -> Outcome:
+    """A training that ended so; half of an interval is 0.02. order: its rank correlation where that is not `kept`."""
 
     def fidelity(value: float) -> Fidelity:
-        interval = Interval(value=value, low=value - 0.02, high=value + 0.02)
-        return Fidelity(overlap_at_10=interval, spearman=interval)
+        return Fidelity(overlap_at_10=about(value), spearman=about(value))
+
+    def about(value: float) -> Interval:
+        return Interval(value=value, low=value - 0.02, high=value + 0.02)
 
     return Outcome(
         state=State(step=step, total=step, best_step=best),
         kept_step=best,
         start_share=0.5,
-        fidelity=fidelity(kept),
+        fidelity=Fidelity(overlap_at_10=about(kept), spearman=about(kept if order is None else order)),
         undistilled=fidelity(first),
         k=10,
         stopped="all steps are done",
@@ -46,6 +50,11 @@ def ended(kept: float, first: float, seen: tuple[float, float], best: int = 50, 
         (ended(0.91, 0.80, (0.8, 0.95), best=95), "still improving at the end: give it longer"),
         (ended(0.61, 0.60, (0.6, 0.9)), "within the noise of the undistilled student: +30 points on images it was"),
         (ended(0.61, 0.60, (0.6, 0.9)), "+1 on others: more images would help most"),
+        (
+            ended(0.60, 0.60, (0.6, 0.9), order=0.65),
+            "noise of the undistilled student, though all images are ordered more",
+        ),
+        (ended(0.60, 0.60, (0.6, 0.9), order=0.65), "(Spearman 0.60 → 0.65): +30 points"),
         (ended(0.60, 0.60, (0.6, 0.9), best=0), "training did not improve it: +30 points"),
         (ended(0.60, 0.60, (0.6, 0.61), best=0), "it hardly learned: give it longer"),
         (ended(0.55, 0.40, (0.4, 0.6)), "the student itself limits: a larger --input"),

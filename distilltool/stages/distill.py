@@ -1,5 +1,6 @@
 """Train a student from the ledger's answers."""
 
+import copy
 import importlib.metadata
 import platform
 import shutil
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import aim, images, imported, objective, reference, ridge, search, sources, students, train
-from distilltool.augment import embed_plain, plain
+from distilltool import aim, images, imported, mapped, objective, reference, ridge, search, sources, students, train
+from distilltool.augment import embed_plain, let_go, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
-from distilltool.embedder import Teacher
+from distilltool.embedder import Teacher, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Photo, workers
 from distilltool.preprocess import Preprocess
@@ -28,7 +29,7 @@ from distilltool.report import DistillReport, Fidelity, Interval, StudentReport,
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
-from distilltool.train import Data, Outcome
+from distilltool.train import Data, Outcome, Scores
 from distilltool.trial import Choice, Trial
 
 MIN_IMAGES = 32
@@ -36,6 +37,7 @@ LEAST_SEEN = 0.25  # share of an image's sides
 MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
+LET_GO = 256  # images written to the cache before their memory is given back
 POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
@@ -137,17 +139,21 @@ def distill(
     if choice.mapped or recipe.space == "teacher":
         data = replace(data, aim=aim.fit(torch.from_numpy(data.targets), (choice.level,))[choice.level])
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
-    student = _make_student(backbone, recipe, choice, data, run, progress)
+    mapped_last = objective.mapped_last(recipe)
+    trained_by = replace(recipe, space="own") if mapped_last else recipe
+    student = _make_student(backbone, trained_by, choice, data, run, progress)
     outcome = train.train(
         student,
         data,
-        recipe,
+        trained_by,
         run,
         finetune=backbone.start != "scratch",
         seconds=seconds,
         spent=time.perf_counter() - began,
         progress=progress,
     )
+    if mapped_last:
+        outcome = _mapped(student, choice, data, run, outcome, progress)
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
     _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
     return report
@@ -270,6 +276,8 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
             if isinstance(found, str):
                 raise images.spoilt(str(photos[at].path), found)
             mapped[at] = found
+            if at % LET_GO == 0:
+                let_go(mapped)
             progress.advance()
         mapped.flush()
         progress.end()
@@ -317,8 +325,8 @@ def _make_student(
 ) -> Student:
     """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
     width = data.targets.shape[1]
-    dim = width if choice.mapped or recipe.space == "teacher" else recipe.student.dim
-    maps = dim == width and (choice.mapped or recipe.space == "teacher")
+    maps = recipe.space == "teacher" or (choice.mapped and not objective.mapped_last(recipe))
+    dim = width if maps else recipe.student.dim
     student = Student(backbone, dim, bias=maps)
     anchor = recipe.anchor if backbone.start == "scratch" else recipe.anchor_finetune
     if anchor:
@@ -345,6 +353,46 @@ def _make_student(
         with torch.no_grad():
             student.linear.weight.copy_(ridge.principal(features, dim))
     return student
+
+
+def _mapped(student: Student, choice: Choice, data: Data, run: RunDir, outcome: Outcome, progress: Progress) -> Outcome:
+    """Map what was trained in a space of its own into the teacher's; what was not better than the start is put back.
+
+    The start is mapped in the same way and both are judged on the held-out images.
+    """
+    trained = copy.deepcopy(student.state_dict())
+    student.load_state_dict(train.read_weights(run.start))
+    start = _fitted(student, choice, data)
+    first = _judged(student, start, data, outcome.k)
+    student.load_state_dict(trained)
+    head = _fitted(student, choice, data)
+    last = _judged(student, head, data, outcome.k)
+    if outcome.kept_step and train.worse(train.averaged(last), train.averaged(first)):
+        student.load_state_dict(train.read_weights(run.start))
+        head, last = start, first
+        outcome = replace(outcome, kept_step=0, start_share=1.0)
+    beside = f", {100 * choice.beside:.0f} % of it the features themselves" if choice.beside else ""
+    progress.note(f"mapped into the teacher's space: ridge {head.strength:.2g}{beside}")
+    student.map_by(head.weight, head.bias)
+    return replace(outcome, fidelity=train.as_fidelity(last[0]), undistilled=train.as_fidelity(first[0]))
+
+
+def _fitted(student: Student, choice: Choice, data: Data) -> ridge.Head:
+    """The closed-form map of a student's features into the teacher's space."""
+    assert data.aim is not None
+    features = torch.from_numpy(embed_plain(student, data.pixels, data.size, data.keep, features=True))
+    strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
+    centred, targets = features - student.centre.detach().cpu(), torch.from_numpy(data.targets)
+    return mapped.Map(centred, targets, data.aim, strengths).at(choice.beside)
+
+
+def _judged(student: Student, head: ridge.Head, data: Data, k: int) -> tuple[Scores, Scores]:
+    """Of held-out images, mapped: against the student's gallery and against the teacher's."""
+    features = torch.from_numpy(embed(student, data.held_pixels, features=True)) - student.centre.detach().cpu()
+    vectors = unit((features @ head.weight.T + head.bias).numpy())
+    galleries = (vectors, data.held_targets)
+    own, theirs = (train.fidelity_scores(data.held_targets, vectors, k, gallery) for gallery in galleries)
+    return own, theirs
 
 
 @torch.no_grad()
@@ -418,7 +466,12 @@ def _verdict(outcome: Outcome) -> str:
     if outcome.kept_step == 0:
         return f"{said}; training did not improve it: {_advice(outcome)}"
     if kept.low <= first.value:
-        return f"{said}; that is within the noise of the undistilled student: {_advice(outcome)}"
+        order, before = outcome.fidelity.spearman, outcome.undistilled.spearman.value
+        within = "within the noise of the undistilled student"
+        if order.low > before:
+            now = f"Spearman {before:.2f} → {order.value:.2f}"
+            within += f", though all images are ordered more as the teacher orders them ({now})"
+        return f"{said}; that is {within}: {_advice(outcome)}"
     if state.best_step >= 0.9 * state.step:
         return f"{said}; still improving at the end: give it longer with --time-budget"
     poor = f"; {_advice(outcome)}" if kept.value < POOR else ""
