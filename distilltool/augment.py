@@ -143,6 +143,29 @@ def embed_plain(
     return np.concatenate(parts)
 
 
+@torch.inference_mode()
+def embed_view(
+    student: Student,
+    pixels_NHWC: NDArray[np.uint8],
+    size: tuple[int, int],
+    keep: float,
+    augment: Augment,
+    seed: int,
+    number: int,
+) -> NDArray[np.float32]:
+    """Pooled features of the view with this number of each cached image, (N, F), a few images at a time."""
+    training, parts = student.training, []
+    student.eval()
+    for at in range(0, len(pixels_NHWC), CHUNK):
+        some = pixels_NHWC[at : at + CHUNK]
+        views = [numbered(at + row, number, augment, keep, seed) for row in range(len(some))]
+        made = coloured(torch.cat([seen(one, how, size) for one, how in zip(some, views, strict=True)]), views)
+        parts.append(student.features(made.to(student.factor.device)).float().cpu().numpy())
+        let_go(pixels_NHWC)
+    student.train(training)
+    return np.concatenate(parts)
+
+
 def let_go(pixels_NHWC: NDArray[np.uint8]) -> None:
     """Take what was read of a mapped file out of the process's memory; the system's cache keeps it while there is
     room. Nothing where the images are in memory, or where the system has no such call."""

@@ -116,7 +116,7 @@ class Contest:
         for fold in range(FOLDS):
             inside = torch.from_numpy(self.fold == fold)
             known = torch.from_numpy(self.targets)[~inside]
-            found = Map(features[~inside], known, aim.fit(known, (level,))[level], (strength,))
+            found = Map(features[~inside], known, aim.fit(known, (level,))[level], strength)
             for share, rows in made.items():
                 head = found.at(share)
                 rows[self.fold == fold] = unit((features[inside] @ head.weight.T + head.bias).numpy())

@@ -22,10 +22,10 @@ class Map:
     the student meet.
     """
 
-    def __init__(self, features_NF: Tensor, targets_NE: Tensor, where: Aim, strengths: tuple[float, ...]) -> None:
+    def __init__(self, features_NF: Tensor, targets_NE: Tensor, where: Aim, strength: float) -> None:
         """Fit on images whose answers are known. targets_NE: the teacher's vectors at length 1; where: where the
-        student should put them; strengths: of the ridge, of which the best is taken."""
-        self.head = ridge.ridge(features_NF, where(targets_NE), strengths)
+        student should put them; strength: of the ridge."""
+        self.head = ridge.ridge(features_NF, where(targets_NE), (strength,))
         centre = features_NF.double().mean(dim=0)
         used_ER, unused = _split(targets_NE)
         values, axes_FK = ridge.axes(features_NF.double() - centre)

@@ -41,7 +41,7 @@ def test_without_features_beside_it_is_the_ridge(count: int) -> None:
     features, targets = things(count, 6, 0.2)
     where = aim.fit(targets, (0.1,))[0.1]
     plain = ridge.ridge(features, where(targets), (0.3,))
-    found = Map(features, targets, where, (0.3,)).at(0)
+    found = Map(features, targets, where, 0.3).at(0)
     torch.testing.assert_close(found.weight, plain.weight)
     torch.testing.assert_close(found.bias, plain.bias)
 
@@ -53,7 +53,7 @@ def test_features_beside_have_their_share_and_leave_the_gallery_alone(
 ) -> None:
     """The gallery lies in few directions: what stands in the others alters no order in it."""
     features, targets = things(count, 6, 0.5, width, dim)
-    found = Map(features, targets, aim.fit(targets, (CENTRED,))[CENTRED], (0.3,))
+    found = Map(features, targets, aim.fit(targets, (CENTRED,))[CENTRED], 0.3)
     plain, beside = applied(found.at(0), features), applied(found.at(share), features)
     rows = targets.double() - targets.double().mean(dim=0)
     values, axes = ridge.axes(rows)
@@ -74,7 +74,7 @@ def test_features_beside_are_judged_as_they_would_be_used() -> None:
     np.testing.assert_allclose(found[0.0].mean, plain.mean, atol=0.002)
     asked, told = things(500, 12, 0.6, width=60)
     known, task = slice(0, 120), Task(query=np.arange(380), gallery=np.arange(380), labels=None)
-    made = Map(asked[known], told[known], aim.fit(told[known], (CENTRED,))[CENTRED], (1.0,))
+    made = Map(asked[known], told[known], aim.fit(told[known], (CENTRED,))[CENTRED], 1.0)
     theirs = told[120:].numpy()
     kept = [
         metrics.overlap(task, theirs, unit(applied(made.at(share), asked[120:]).numpy()), 10, theirs).mean()
@@ -87,7 +87,7 @@ def test_equal_answers_and_equal_features_are_mapped_too() -> None:
     same = torch.ones(40, 6) / np.sqrt(6)
     features, _ = things(40, 4, 0.1)
     for seen, told in ((features, same), (torch.ones(40, 6), F.normalize(torch.randn(40, 5), dim=1))):
-        head = Map(seen, told, aim.fit(told, (CENTRED,))[CENTRED], (0.3,)).at(0.2)
+        head = Map(seen, told, aim.fit(told, (CENTRED,))[CENTRED], 0.3).at(0.2)
         assert torch.isfinite(applied(head, seen)).all()
 
 

@@ -1,12 +1,12 @@
 """Train a student from the ledger's answers."""
 
-import copy
 import importlib.metadata
 import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import aim, images, imported, mapped, objective, reference, ridge, search, sources, students, train
-from distilltool.augment import embed_plain, let_go, plain
+from distilltool import aim, images, imported, metrics, objective, reference, ridge, search, sources, students, train
+from distilltool.augment import embed_plain, embed_view, let_go, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Photo, workers
+from distilltool.mapped import Map
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe, Space
@@ -38,6 +39,8 @@ MIN_HELD = 24
 MAX_HELD = 1000
 DESCRIBED = 64  # images described at once
 LET_GO = 256  # images written to the cache before their memory is given back
+VIEWS = 3  # altered views of each image, beside the plain one, that a map into the teacher's space is fitted on
+VIEWED = 4000  # images beyond which there are none
 POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
@@ -142,6 +145,10 @@ def distill(
     mapped_last = objective.mapped_last(recipe)
     trained_by = replace(recipe, space="own") if mapped_last else recipe
     student = _make_student(backbone, trained_by, choice, data, run, progress)
+    untrained = None
+    if mapped_last:
+        untrained, took = _mapped_start(student, choice, data, recipe, run)
+        seconds = None if seconds is None else max(0.0, seconds - took)  # as long again is needed at the end
     outcome = train.train(
         student,
         data,
@@ -152,8 +159,8 @@ def distill(
         spent=time.perf_counter() - began,
         progress=progress,
     )
-    if mapped_last:
-        outcome = _mapped(student, choice, data, run, outcome, progress)
+    if untrained is not None:
+        outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
     report = _report(student, backbone.start, answered, data, recipe, run, outcome)
     _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
     return report
@@ -355,44 +362,68 @@ def _make_student(
     return student
 
 
-def _mapped(student: Student, choice: Choice, data: Data, run: RunDir, outcome: Outcome, progress: Progress) -> Outcome:
-    """Map what was trained in a space of its own into the teacher's; what was not better than the start is put back.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mapped:
+    """A map into the teacher's space, and how it ranks held-out images: against the student's gallery, against the
+    teacher's."""
 
-    The start is mapped in the same way and both are judged on the held-out images.
-    """
-    trained = copy.deepcopy(student.state_dict())
-    student.load_state_dict(train.read_weights(run.start))
-    start = _fitted(student, choice, data)
-    first = _judged(student, start, data, outcome.k)
-    student.load_state_dict(trained)
-    head = _fitted(student, choice, data)
-    last = _judged(student, head, data, outcome.k)
-    if outcome.kept_step and train.worse(train.averaged(last), train.averaged(first)):
+    head: ridge.Head
+    own: Scores
+    theirs: Scores
+
+    @property
+    def both(self) -> Scores:
+        """The mean of both galleries."""
+        return train.averaged((self.own, self.theirs))
+
+
+def _mapped_start(student: Student, choice: Choice, data: Data, recipe: Recipe, run: RunDir) -> tuple[_Mapped, float]:
+    """The untrained student in the teacher's space, and the seconds it took to map and to judge it."""
+    began = time.perf_counter()
+    if run.checkpoint.exists():  # a run that goes on: the student is still to be loaded
+        student.load_state_dict(train.read_weights(run.start), strict=False)
+    found = _fitted(student, choice, data, recipe)
+    return found, time.perf_counter() - began
+
+
+def _mapped(
+    student: Student,
+    untrained: _Mapped,
+    choice: Choice,
+    data: Data,
+    recipe: Recipe,
+    run: RunDir,
+    outcome: Outcome,
+    progress: Progress,
+) -> Outcome:
+    """Map what was trained in a space of its own into the teacher's; where it ranks worse than untrained, the start is
+    put back."""
+    last = _fitted(student, choice, data, recipe)
+    if outcome.kept_step and train.worse(last.both, untrained.both):
         student.load_state_dict(train.read_weights(run.start))
-        head, last = start, first
-        outcome = replace(outcome, kept_step=0, start_share=1.0)
+        last, outcome = untrained, replace(outcome, kept_step=0, start_share=1.0)
     beside = f", {100 * choice.beside:.0f} % of it the features themselves" if choice.beside else ""
-    progress.note(f"mapped into the teacher's space: ridge {head.strength:.2g}{beside}")
-    student.map_by(head.weight, head.bias)
-    return replace(outcome, fidelity=train.as_fidelity(last[0]), undistilled=train.as_fidelity(first[0]))
+    progress.note(f"mapped into the teacher's space: ridge {last.head.strength:.2g}{beside}")
+    student.map_by(last.head.weight, last.head.bias)
+    return replace(outcome, fidelity=train.as_fidelity(last.own), undistilled=train.as_fidelity(untrained.own))
 
 
-def _fitted(student: Student, choice: Choice, data: Data) -> ridge.Head:
-    """The closed-form map of a student's features into the teacher's space."""
+def _fitted(student: Student, choice: Choice, data: Data, recipe: Recipe) -> _Mapped:
+    """The closed-form map of a student's features, fitted on some views of each image, and judged."""
     assert data.aim is not None
-    features = torch.from_numpy(embed_plain(student, data.pixels, data.size, data.keep, features=True))
-    strengths = (choice.strength,) if choice.strength else ridge.STRENGTHS
-    centred, targets = features - student.centre.detach().cpu(), torch.from_numpy(data.targets)
-    return mapped.Map(centred, targets, data.aim, strengths).at(choice.beside)
-
-
-def _judged(student: Student, head: ridge.Head, data: Data, k: int) -> tuple[Scores, Scores]:
-    """Of held-out images, mapped: against the student's gallery and against the teacher's."""
-    features = torch.from_numpy(embed(student, data.held_pixels, features=True)) - student.centre.detach().cpu()
-    vectors = unit((features @ head.weight.T + head.bias).numpy())
-    galleries = (vectors, data.held_targets)
-    own, theirs = (train.fidelity_scores(data.held_targets, vectors, k, gallery) for gallery in galleries)
-    return own, theirs
+    parts = [embed_plain(student, data.pixels, data.size, data.keep, features=True)]
+    views = range(min(VIEWS, VIEWED // len(data.pixels)))
+    look = partial(embed_view, student, data.pixels, data.size, data.keep, recipe.augment, recipe.seed)
+    parts += [look(number) for number in views]
+    centre = student.centre.detach().cpu()
+    features, targets = torch.from_numpy(np.concatenate(parts)) - centre, torch.from_numpy(data.targets)
+    strength = choice.strength or ridge.ridge(features[: len(targets)], data.aim(targets)).strength
+    head = Map(features, targets.repeat(len(parts), 1), data.aim, strength).at(choice.beside)
+    held = torch.from_numpy(embed(student, data.held_pixels, features=True)) - centre
+    vectors = unit((held @ head.weight.T + head.bias).numpy())
+    k = metrics.reach(len(vectors))
+    own, theirs = (train.fidelity_scores(data.held_targets, vectors, k, one) for one in (vectors, data.held_targets))
+    return _Mapped(head=head, own=own, theirs=theirs)
 
 
 @torch.no_grad()
