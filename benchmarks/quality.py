@@ -48,6 +48,7 @@ UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
 TEACHER = "--space teacher"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
+    "best-kl": ("best", "loss.sne.name=kl"),
     "best-without-taps": ("best", "student.taps=false"),
     "best-short-lists": ("best", "schedule.batches_finetune=1"),
     "kl": ("kl",),

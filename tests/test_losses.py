@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilltool import extensions, objective, recipe, relations
 from distilltool.errors import DistillError
+from distilltool.losses import sne
 from distilltool.objective import check_losses, sum_of_losses
 
 NAMES = extensions.names("distilltool.losses")
@@ -85,9 +86,11 @@ def test_a_finite_scalar(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [None, torch.tensor([2, 0, -1, 8, 4, -1])])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient(name: str, rows: Tensor | None) -> None:
-    """The gradient is that of finite differences, through the normalisation."""
+    """The gradient is that of finite differences, through the normalisation; of what is fitted where it can be: with
+    a student that knows something of the teacher."""
     teacher = unit_rows(4)
-    raw = torch.from_numpy(np.random.default_rng(3).normal(size=(ROWS, DIM))).requires_grad_()
+    raw = torch.from_numpy(np.random.default_rng(3).normal(size=(ROWS, DIM)))
+    raw = (0.1 * raw + teacher if name == "sne" else raw).requires_grad_()
     assert torch.autograd.gradcheck(lambda some: call(name, F.normalize(some, dim=1), teacher, rows), (raw,))
 
 
@@ -99,7 +102,7 @@ def test_the_teacher_itself_is_no_worse_than_chance(name: str) -> None:
     assert all(own < call(name, unit_rows(seed), teacher) for seed in range(10, 20))
 
 
-@pytest.mark.parametrize("name", ["kl", "regression", "rkd", "sp", "pkt", "csd"])
+@pytest.mark.parametrize("name", ["kl", "sne", "regression", "rkd", "sp", "pkt", "csd"])
 def test_the_teacher_itself_is_the_minimum(name: str) -> None:
     """For these the loss is zero there, and no small step on the sphere goes below."""
     teacher = unit_rows(6)
@@ -363,6 +366,39 @@ def slow_kl(student: Rows, teacher: Rows, tau: float = 0.07, neighbours: int = 0
     return float(np.mean(costs))
 
 
+def halved(low: float, high: float, rises: Callable[[float], float]) -> float:
+    """Where a rising function of the logarithm crosses zero, by bisection."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if rises(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def slow_sne(student: Rows, teacher: Rows, perplexity: float = 0.2) -> float:
+    """KL of the softmax at two temperatures, each found by bisection: of entropy, and of the KL's own slope."""
+    theirs, ours = ([list(seen_from(rows, i).values()) for i in range(len(rows))] for rows in (teacher, student))
+    wanted = math.log(max(2.0, perplexity * (len(teacher) - 1)))
+
+    def at(lists: list[list[float]], log_beta: float) -> list[Rows]:
+        return [softmax([math.exp(log_beta) * one for one in scores]) for scores in lists]
+
+    def too_sharp(log_beta: float) -> float:
+        return wanted - float(np.mean([-sum(p * math.log(p) for p in row if p) for row in at(theirs, log_beta)]))
+
+    def bounds(lists: list[list[float]]) -> tuple[float, float]:
+        spread = float(np.std(np.concatenate(lists), ddof=1))
+        return math.log(0.3 / spread), math.log(1e4 / spread)
+
+    p = at(theirs, halved(*bounds(theirs), too_sharp))
+
+    def past_the_best(log_beta: float) -> float:
+        q = at(ours, log_beta)
+        return float(np.mean([np.dot(b - a, scores) for a, b, scores in zip(p, q, ours, strict=True)]))
+
+    q = at(ours, halved(*bounds(ours), past_the_best))
+    return float(np.mean([divergence(a, b) for a, b in zip(p, q, strict=True)]))
+
+
 def slow_pkt(student: Rows, teacher: Rows) -> float:
     """KL of shares of (1 + cosine) / 2."""
     costs = []
@@ -491,6 +527,7 @@ def slow_rop(student: Rows, teacher: Rows, bank: Rows, own: list[int], **options
 SLOW: dict[str, Callable[..., float]] = {
     "regression": slow_regression,
     "kl": slow_kl,
+    "sne": slow_sne,
     "pkt": slow_pkt,
     "sp": slow_sp,
     "rkd": slow_rkd,
@@ -503,6 +540,7 @@ SLOW: dict[str, Callable[..., float]] = {
 OPTIONS: list[tuple[str, dict[str, float]]] = [
     *[(name, {}) for name in sorted(SLOW)],
     *[("kl", one) for one in ({"tau": 0.5}, {"neighbours": 3}, {"tau": 0.2, "neighbours": 1})],
+    *[("sne", one) for one in ({"perplexity": 0.5}, {"perplexity": 0.8})],
     *[("rkd", one) for one in ({"distance": 0.0}, {"angle": 0.0}, {"distance": 3.0, "angle": 0.5})],
     *[("darkrank", one) for one in ({"alpha": 1.0, "beta": 2.0}, {"neighbours": 2}, {"neighbours": 50})],
     *[("listmle", one) for one in ({"tau": 1.0}, {"neighbours": 1}, {"neighbours": 4})],
@@ -558,6 +596,41 @@ def test_kl_sees_order_and_strength() -> None:
     blunt = F.normalize(teacher + 2.0, dim=1)
     loss = loss_of("kl")
     assert loss(swapped, teacher) > loss(blunt, teacher) > loss(teacher, teacher)
+
+
+def narrowed(rows: Tensor, share: float) -> Tensor:
+    """The same vectors in a narrow cone: similarities shrink to a share of their differences, in the same order."""
+    common = torch.full((len(rows), 1), math.sqrt(1 - share), dtype=rows.dtype)
+    return torch.cat([math.sqrt(share) * rows, common], dim=1)
+
+
+def test_sne_does_not_see_how_wide_the_cones_are() -> None:
+    """Of the teacher or of the student; with a temperature that is said, kl does."""
+    student, teacher = unit_rows(1, 40, 8), unit_rows(2, 40, 8)
+    wanted = loss_of("sne")(student, teacher)
+    torch.testing.assert_close(loss_of("sne")(student, narrowed(teacher, 0.02)), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss_of("sne")(narrowed(student, 0.02), teacher), wanted, rtol=1e-6, atol=0)
+    assert loss_of("kl")(student, narrowed(teacher, 0.02)) > 3 * wanted
+
+
+def test_sne_still_teaches_a_student_that_orders_nothing_as_the_teacher_does() -> None:
+    """Its best temperature would be infinite, and the gradient nothing."""
+    student = unit_rows(2, 40, 8).requires_grad_()
+    loss_of("sne")(student, unit_rows(1, 40, 8)).backward()
+    assert student.grad is not None and student.grad.norm() > 0.1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
+def test_sne_gives_lists_their_perplexity(share: float) -> None:
+    """Of clustered vectors as of scattered ones."""
+    scattered = unit_rows(1, 200, 16)
+    clustered = F.normalize(unit_rows(2, 20, 16).repeat(10, 1) + 0.3 * scattered, dim=1)
+    for rows in (scattered, clustered):
+        scores = rows @ rows.T
+        beta = sne._with_entropy(scores, math.log(share * 199))
+        log_p = F.log_softmax(relations.others(beta * scores), dim=1)
+        entropy = -(log_p.exp() * log_p).sum(dim=1).mean().item()
+        assert math.exp(entropy) == pytest.approx(share * 199, rel=1e-6)
 
 
 def test_a_large_batch_is_compared_with_a_large_bank_at_even_steps() -> None:
