@@ -3,9 +3,10 @@
     python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --input 128 --json benchmarks/results/speed.json
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
-optimiser. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of both
-take turns, so that a drifting machine meets both alike; no fidelity is looked at in between. The images are random:
-what is in them costs nothing.
+optimiser. Where a step takes several batches, each has a further forward pass without gradient before it and the rest
+is done in smaller parts, as the loop does for the sake of memory; `plain` is the same images without that. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
+drifting machine meets them alike; no fidelity is looked at in between. The images are random: what is in them costs
+nothing.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from distilltool.stages.distill import environment
 from distilltool.student import Student
 from distilltool.students import Start, build
 from distilltool.teacher import TeacherOptions, open_teacher
-from distilltool.train import Data, _Trainer
+from distilltool.train import PART, Data, _Trainer
 
 COUNT, HELD, DIM = 1024, 64, 1280
 
@@ -56,19 +57,26 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
         names=tuple(str(number) for number in range(COUNT)),
         keep=0.9,
     )
-    how = recipe.load(
-        args.recipe, [f"schedule.batch={args.batch}", "schedule.epochs=100000", "schedule.batches_finetune=1"]
-    )
+    changes = [f"schedule.batch={args.batch}", "schedule.epochs=100000"]
+    if args.batches:
+        changes.append(f"schedule.batches_finetune={args.batches}")
+    how = recipe.load(args.recipe, changes)
     return _Trainer(student, data, how, RunDir(run), True, None, 0.0, Silent())
 
 
-def bare(student: Student, args: argparse.Namespace) -> Callable[[], None]:
-    """Forward and backward on a tensor in memory."""
+def bare(student: Student, args: argparse.Namespace, batches: int, *, plain: bool) -> Callable[[], None]:
+    """Forward and backward on a tensor in memory, with the passes that the loop makes, or each image once."""
     pixels = torch.rand(args.batch, 3, args.input, args.input).mul(255).contiguous(memory_format=torch.channels_last)
+    parts = [pixels] if plain or batches == 1 else list(torch.split(pixels, PART))
 
     def step() -> None:
         student.zero_grad(set_to_none=True)
-        student(pixels).sum().backward()
+        for _ in range(batches):
+            if batches > 1 and not plain:
+                with torch.no_grad():
+                    student(pixels)
+            for part in parts:
+                student(part).sum().backward()
 
     return step
 
@@ -80,6 +88,7 @@ def main() -> None:
     parser.add_argument("--input", type=int, default=128)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--recipe", default="best")
+    parser.add_argument("--batches", type=int, default=0, help="of a step; 0 as the recipe says")
     parser.add_argument("--steps", type=int, default=6, help="of a block")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--json", type=Path)
@@ -90,25 +99,33 @@ def main() -> None:
         trainer = trainer_of(student, args, Path(folder))
         student.train()
         batches = trainer._batches()
-        steps = (bare(student, args), lambda: trainer._step(batches))
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for step in (*steps, *steps):
+        steps = {
+            "bare": bare(student, args, trainer.parts, plain=False),
+            "loop": lambda: trainer._step(batches),
+            "plain": bare(student, args, trainer.parts, plain=True),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for step in (*steps.values(), *steps.values()):
             step()
         for turn in range(args.blocks):
-            for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            for which in list(steps)[:: 1 if turn % 2 == 0 else -1]:
                 began = time.perf_counter()
                 for _ in range(args.steps):
                     steps[which]()
                 seconds[which].append((time.perf_counter() - began) / args.steps)
-    ratio = latency.speedup(*(latency.Timed(blocks=tuple(np.array([one]) for one in times)) for times in seconds[::-1]))
+    timed = {name: latency.Timed(blocks=tuple(np.array([one]) for one in times)) for name, times in seconds.items()}
+    ratios = {name: latency.speedup(timed["loop"], timed[name]) for name in ("bare", "plain")}
     found = {
         "student": Path(args.student).name,
         "input": args.input,
         "batch": args.batch,
         "recipe": args.recipe,
-        "bare seconds": round(float(np.median(seconds[0])), 4),
-        "loop seconds": round(float(np.median(seconds[1])), 4),
-        "loop steps per bare step": {name: round(getattr(ratio, name), 3) for name in ("value", "low", "high")},
+        "batches": trainer.parts,
+        **{f"{name} seconds": round(float(np.median(times)), 4) for name, times in seconds.items()},
+        **{
+            f"loop steps per {which} step": {name: round(getattr(one, name), 3) for name in ("value", "low", "high")}
+            for which, one in ratios.items()
+        },
         "environment": environment(),
     }
     print(json.dumps(found, indent=1))

@@ -96,6 +96,7 @@ class Trial:
         self.paths = [paths[row] for row in rows]
         self.targets = vectors[rows]
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
+        self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     @cached_property
     def contest(self) -> Contest:
@@ -163,8 +164,7 @@ class Trial:
         except (DistillError, RuntimeError) as error:  # what can do without is no reason to stop
             self.progress.note(f"no features are taken on the way: {first_line(error)}")
             return scored
-        size = imported.scaled(self.seen_by.size, choice.input)
-        features = embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
+        features = self._seen(student, choice.input, choice.keep)
         last, *earlier = np.split(features, np.cumsum([backbone.width, *(one.width for one in found[:-1])]), axis=1)
         last = unit(last)
         better = list[list[Scored]]()  # for each tensor that helps, from the last, the shares at which it does
@@ -236,17 +236,28 @@ class Trial:
 
     def _features(self, backbone: Backbone, choice: Choice, side: int) -> Rows:
         """What a network makes of the images judged on, (N, F)."""
-        size = imported.scaled(self.seen_by.size, side)
-        student = Student(backbone, 0, bias=False)
-        return embed_plain(student, self._pixels(size, choice.keep), size, choice.keep, features=True)
+        return self._seen(Student(backbone, 0, bias=False), side, choice.keep)
 
-    def _pixels(self, size: tuple[int, int], least: float) -> NDArray[np.uint8]:
-        """The images judged on, whole, so large that this share of their sides is a student's image."""
-        height, width = (round(one / least) for one in size)
-        pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
-        if lost:
-            raise images.spoilt(lost[0].path, lost[0].reason)
-        return pixels
+    def _seen(self, student: Student, side: int, keep: float) -> Rows:
+        size = imported.scaled(self.seen_by.size, side)
+        return embed_plain(student, self._pixels(size), size, keep, features=True)
+
+    def _pixels(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The images judged on, whole, so large that the smallest share that is tried is a student's image; those of one
+        size are kept for the next question."""
+        if size not in self._decoded:
+            height, width = (round(one / min(self._keeps)) for one in size)
+            pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
+            if lost:
+                raise images.spoilt(lost[0].path, lost[0].reason)
+            self._decoded = {size: pixels}
+        return self._decoded[size]
+
+    @property
+    def _keeps(self) -> tuple[float, ...]:
+        """Shares of an image's sides to try."""
+        fixed = self.recipe.student.crop_pct
+        return (fixed,) if fixed else KEEPS
 
     def _scored(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """How a student ranks untrained; from nothing none does, and nothing is chosen by it."""
@@ -257,13 +268,10 @@ class Trial:
 
     def _best_of(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """The best part of the image to look at, and the best way to start."""
-        fixed, size = self.recipe.student.crop_pct, imported.scaled(self.seen_by.size, side)
-        keeps = (fixed,) if fixed else KEEPS
-        pixels = self._pixels(size, min(keeps))
         student = Student(backbone, 0, bias=False)
         best: Scored | None = None
-        for keep in keeps:
-            features = embed_plain(student, pixels, size, keep, features=True)
+        for keep in self._keeps:
+            features = self._seen(student, side, keep)
             choice = Choice(spec=spec, input=side, keep=keep)
             scored = _start_of(features, self.contest, self.recipe, choice)
             if best is None or scored.score.beats(best.score):

@@ -124,8 +124,12 @@ def distill(
         _say_start(backbone.start, recipe.student.spec, start.fetch, progress)
     held = _split(run, answered, recipe)
     paths = [photo.path for photo in answered.photos]
-    trial = Trial(paths, answered.vectors, held, teacher.preprocess, recipe, start, progress, fit, seconds)
-    choice = _settled(run, lambda: trial.judge(backbone) if backbone is not None else trial.choose())
+
+    def chosen() -> Choice:
+        trial = Trial(paths, answered.vectors, held, teacher.preprocess, recipe, start, progress, fit, seconds)
+        return trial.judge(backbone) if backbone is not None else trial.choose()
+
+    choice = _settled(run, chosen)
     if backbone is None:
         recipe = choice.applied(recipe)
         backbone = students.build(choice.spec, replace(start, input=choice.input))
