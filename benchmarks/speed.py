@@ -4,7 +4,8 @@
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
 optimiser. Where a step takes several batches, each has a further forward pass without gradient before it and the rest
-is done in smaller parts, as the loop does for the sake of memory; `plain` is the same images without that. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
+is done in smaller parts, as the loop does for the sake of memory; `plain` is the same images without that. The loop
+crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
 drifting machine meets them alike; no fidelity is looked at in between. The images are random: what is in them costs
 nothing.
 """

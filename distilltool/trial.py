@@ -243,8 +243,10 @@ class Trial:
         return embed_plain(student, self._pixels(size), size, keep, features=True)
 
     def _pixels(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """The images judged on, whole, so large that the smallest share that is tried is a student's image; those of one
-        size are kept for the next question."""
+        """The images judged on, whole, so large that the smallest share that is tried is a student's image.
+
+        Those of one size are kept for the next question.
+        """
         if size not in self._decoded:
             height, width = (round(one / min(self._keeps)) for one in size)
             pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
