@@ -196,7 +196,7 @@ def test_an_unfinished_run_is_said_to_be_one(good: Path) -> None:
         (["--weights", "missing.safetensors"], "there is no file"),
         (["--recipe", "regression", "--dim", "8"], "exclude each other"),
         (["--recipe", "regression", "--set", "space=own"], "space"),
-        (["--set", "loss.kl.temperature=2"], "no option temperature"),
+        (["--set", "loss.sne.temperature=2"], "no option temperature"),
         (["--select", "best"], "there is no selection"),
         (["--output", "nope"], "no tensor"),
         (["--pool", "median"], "no pooling"),

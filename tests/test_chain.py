@@ -345,6 +345,22 @@ def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_be
 
 
 @pytest.mark.slow
+def test_what_is_mapped_into_the_teachers_space_goes_on_bit_for_bit_too(work: Path) -> None:
+    """The untrained student is mapped and judged before training: a run that goes on does so from the kept start."""
+    flags = [*SMALL_FLAGS, "--space", "teacher", "--store", str(work / "ledger.sqlite")]
+    words = ["distilltool", "distill", str(work / "teacher.onnx"), str(work / "imgs"), *flags, "--out"]
+    whole, stopped = work / "mapped-whole", work / "mapped-stopped"
+    code, _, err = run(work, *words[1:], str(whole))
+    assert code == 0, err
+    first = interrupted([*words, str(stopped)], "distilltool.train", "_Trainer", "_step", call=5)
+    assert first.returncode == 130, first.stderr
+    assert run(work, *words[1:], str(stopped))[0] == 0
+    assert (stopped / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    reports = [json.loads((one / "run.json").read_text())["report"] for one in (whole, stopped)]
+    assert reports[0]["undistilled"] == reports[1]["undistilled"] and reports[0]["student"]["space"] == "teacher"
+
+
+@pytest.mark.slow
 def test_mixing_with_the_bank_goes_on_bit_for_bit_too(run_dir: Path, work: Path) -> None:
     """What the student's side of the bank remembers is in the checkpoint: without it the weights would differ."""
     mixed = [word for one in ("ratio=1", 'partners="bank"', "width=3") for word in ("--set", f"mix.{one}")]

@@ -402,7 +402,7 @@ def _mapped(
 ) -> Outcome:
     """Map what was trained in a space of its own into the teacher's; where it ranks worse than untrained, the start is
     put back."""
-    last = _fitted(student, choice, data, recipe)
+    last = _fitted(student, choice, data, recipe) if outcome.kept_step else untrained
     if outcome.kept_step and train.worse(last.both, untrained.both):
         student.load_state_dict(train.read_weights(run.start))
         last, outcome = untrained, replace(outcome, kept_step=0, start_share=1.0)
