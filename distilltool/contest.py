@@ -5,6 +5,7 @@ the others, so that it has to serve images unlike those it has seen.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from distilltool.mapped import BESIDE, Map
 from distilltool.metrics import Task
 
 Rows = NDArray[np.float32]
+Gallery = Literal["own", "teacher"]  # what the student's queries are put to: its own vectors, the teacher's
 FOLDS = 4
 SMALLEST = 4  # images of a fold: with fewer there is nothing to rank
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge, over the mean diagonal of the Gram matrix
@@ -84,13 +86,13 @@ class Contest:
         self,
         features_NF: NDArray[np.float32],
         *,
-        gallery: bool,
+        galleries: tuple[Gallery, ...],
         strengths: tuple[float, ...] = STRENGTHS,
         levels: tuple[Level, ...] = LEVELS,
     ) -> Score:
         """The best of the ridge strengths and levels of aims, each fitted on three folds and judged on the fourth.
 
-        gallery: put to the teacher's own vectors too, and the mean of both counts.
+        galleries: of several the mean counts.
         """
         features, width = torch.from_numpy(unit(features_NF)), self.targets.shape[1]
         predicted = {(one, level): np.zeros_like(self.targets) for one in strengths for level in levels}
@@ -100,9 +102,12 @@ class Contest:
                 for at, level in enumerate(levels):
                     rows = made[:, at * width : (at + 1) * width]
                     predicted[strength, level][self.fold == fold] = unit(rows.numpy())
-        galleries = (self.targets,) if gallery else ()
+
+        def against(rows: Rows) -> list[Rows]:
+            return [rows if one == "own" else self.targets for one in galleries]
+
         found = [
-            Score(overlap=self._overlap(rows, rows, *galleries), strength=strength, level=level)
+            Score(overlap=self._overlap(rows, *against(rows)), strength=strength, level=level)
             for (strength, level), rows in predicted.items()
         ]
         return max(found, key=lambda one: one.mean)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distilltool import contest, images, imported, objective, reference, sources, students
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
-from distilltool.contest import Contest, Rows, Score
+from distilltool.contest import Contest, Gallery, Rows, Score
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.onnx_file import first_line
@@ -35,8 +35,8 @@ KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 class Choice:
     """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
     of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
-    teacher's vectors is the start, by ridge regression of this strength; level: of the aims in the teacher's space (see
-    `distilltool.aim`); reference: longer side at which the untrained
+    teacher's vectors is the start; strength: of the ridge that fits it, or the map that comes last; level: of the aims in
+    the teacher's space (see `distilltool.aim`); reference: longer side at which the untrained
     student is its own reference, 0 for none; start: where the weights came from, "" where the student was named; tap:
     a tensor on the way whose pooled features stand beside the last ones, "" for none; gain: their length, that of the
     last ones being 1; beside: share of the energy of vectors in the teacher's space that the features themselves have
@@ -147,7 +147,7 @@ class Trial:
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
-        return self._beside(backbone, self._referred(backbone, self._tapped(backbone, scored)))
+        return self._mapped(backbone, self._referred(backbone, self._tapped(backbone, scored)))
 
     def _tapped(self, backbone: Backbone, scored: Scored) -> Scored:
         """With pooled features of an earlier tensor beside the last ones, where it ranks better so.
@@ -193,22 +193,28 @@ class Trial:
         assert choice.strength is not None
         return self.contest.mapped(
             features,
-            gallery=self.recipe.space == "teacher",
+            galleries=_galleries(self.recipe),
             strengths=(choice.strength,),
             levels=(choice.level,),
         )
 
-    def _beside(self, backbone: Backbone, choice: Choice) -> Choice:
-        """With the largest share for the features themselves that no other beats by more than a standard error, where
-        the map into the teacher's space is fitted last."""
+    def _mapped(self, backbone: Backbone, choice: Choice) -> Choice:
+        """With how features are mapped into the teacher's space, where that is done last.
+
+        Strength and level are those that rank the teacher's gallery best; of the shares for the features themselves the
+        largest is taken that no other beats by more than a standard error, both galleries counted.
+        """
         if not objective.mapped_last(self.recipe):
             return choice
-        assert choice.strength is not None
         features = self._features(choice.of(backbone), choice, choice.input)
-        found = self.contest.beside(features, choice.strength, choice.level)
+        best = self.contest.mapped(features, galleries=("teacher",))
+        assert best.strength is not None
+        found = self.contest.beside(features, best.strength, best.level)
         most = max(found.values(), key=lambda one: one.mean)
         share = max(share for share, one in found.items() if not most.beats(one))
-        return replace(choice, beside=share)
+        kept = f"{100 * best.mean:.0f} % of the top-10 of the teacher's gallery"
+        self.progress.note(f"mapped into the teacher's space, untrained, it finds {kept}")
+        return replace(choice, strength=best.strength, level=best.level, beside=share)
 
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
@@ -284,16 +290,20 @@ class Trial:
 
 def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choice: Choice) -> Scored:
     """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
-    in_space = recipe.space == "teacher"
     as_they_are = Scored(choice=choice, score=held.as_they_are(features))
     off_centre = held.as_they_are(features, centre=False)
     if off_centre.beats(as_they_are.score):
         as_they_are = Scored(choice=replace(choice, centre=False), score=off_centre)
-    if recipe.student.dim and not in_space:
+    if recipe.student.dim or objective.mapped_last(recipe):
         return as_they_are
-    score = held.mapped(features, gallery=in_space)
+    score = held.mapped(features, galleries=_galleries(recipe))
     mapped = Scored(choice=replace(choice, mapped=True, strength=score.strength, level=score.level), score=score)
-    return mapped if in_space or score.beats(as_they_are.score, CERTAIN) else as_they_are
+    return mapped if recipe.space == "teacher" or score.beats(as_they_are.score, CERTAIN) else as_they_are
+
+
+def _galleries(recipe: Recipe) -> tuple[Gallery, ...]:
+    """What the vectors of a student that is mapped before training are put to."""
+    return ("own", "teacher") if recipe.space == "teacher" else ("own",)
 
 
 def _best(found: Iterable[Scored]) -> Scored:

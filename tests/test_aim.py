@@ -54,7 +54,10 @@ def drawn(noise: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def test_what_is_predicted_badly_aims_away_from_hubs_and_what_is_known_does_not(noise: float, helps: bool) -> None:
     features, targets = drawn(noise)
     held = Contest(targets, contest.folds(targets, seed=0))
-    plain, best = held.mapped(features, gallery=True, levels=(None,)), held.mapped(features, gallery=True)
+    plain, best = (
+        held.mapped(features, galleries=("own", "teacher"), levels=(None,)),
+        held.mapped(features, galleries=("own", "teacher")),
+    )
     assert best.beats(plain, 2) is helps and (best.level is not None) is helps
 
 
@@ -84,5 +87,5 @@ def test_the_level_is_chosen_once_a_run_and_kept(tmp_path: Path) -> None:
         changes=("schedule.epochs=2", "schedule.batch=16", "schedule.evaluations=2"),
     )
     choice = json.loads((tmp_path / "run" / "choice.json").read_text())
-    assert choice["mapped"] and choice["level"] in aim.LEVELS and choice["strength"] in contest.STRENGTHS
+    assert not choice["mapped"] and choice["level"] in aim.LEVELS and choice["strength"] in contest.STRENGTHS
     assert report.student.dim == 16 and report.student.space == "teacher"

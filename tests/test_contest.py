@@ -59,10 +59,10 @@ def test_a_linear_map_that_is_hidden_is_found_by_mapping_alone() -> None:
     hide = rng.normal(size=(12, 30)) * np.exp(rng.normal(size=(12, 1)) * 0.8)  # unequal stretch
     features = (targets @ hide + 2).astype(np.float32)
     held = Contest(targets, contest.folds(targets, seed=0))
-    plain, mapped = held.as_they_are(features), held.mapped(features, gallery=False)
+    plain, mapped = held.as_they_are(features), held.mapped(features, galleries=("own",))
     assert mapped.beats(plain) and not plain.beats(mapped)
     assert mapped.strength == min(contest.STRENGTHS)  # nothing here is noise
-    assert held.mapped(features, gallery=True).mean > 0.7
+    assert held.mapped(features, galleries=("own", "teacher")).mean > 0.7
 
 
 def test_what_is_judged_took_no_part_in_the_fit() -> None:
@@ -70,7 +70,7 @@ def test_what_is_judged_took_no_part_in_the_fit() -> None:
     targets = groups(200, 10, seed=5)
     features = np.random.default_rng(5).normal(size=(200, 400)).astype(np.float32)
     fold = contest.folds(targets, seed=0)
-    assert Contest(targets, fold).mapped(features, gallery=True).mean < 0.45
+    assert Contest(targets, fold).mapped(features, galleries=("own", "teacher")).mean < 0.45
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_equal_answers_still_make_folds() -> None:
     fold = contest.folds(targets.astype(np.float32), seed=0)
     assert np.bincount(fold, minlength=contest.FOLDS).min() >= contest.SMALLEST
     features = np.random.default_rng(8).normal(size=(40, 9)).astype(np.float32)
-    assert 0 <= Contest(targets.astype(np.float32), fold).mapped(features, gallery=False).mean <= 1
+    assert 0 <= Contest(targets.astype(np.float32), fold).mapped(features, galleries=("own",)).mean <= 1
 
 
 def test_folds_too_small_to_rank_are_left_out() -> None:

@@ -69,7 +69,7 @@ def test_features_beside_are_judged_as_they_would_be_used() -> None:
     features, targets = things(400, 12, 0.6, width=60)
     held = Contest(targets.numpy(), contest.folds(targets.numpy(), seed=0))
     found = held.beside(features.numpy(), 1.0, CENTRED)
-    plain = held.mapped(features.numpy(), gallery=True, strengths=(1.0,), levels=(CENTRED,))
+    plain = held.mapped(features.numpy(), galleries=("own", "teacher"), strengths=(1.0,), levels=(CENTRED,))
     assert set(found) == set(BESIDE)
     np.testing.assert_allclose(found[0.0].mean, plain.mean, atol=0.002)
     asked, told = things(500, 12, 0.6, width=60)

@@ -336,7 +336,7 @@ def _make_student(
 ) -> Student:
     """Backbone and head; what maps into the teacher's space starts from its closed-form solution."""
     width = data.targets.shape[1]
-    maps = recipe.space == "teacher" or (choice.mapped and not objective.mapped_last(recipe))
+    maps = choice.mapped or recipe.space == "teacher"
     dim = width if maps else recipe.student.dim
     student = Student(backbone, dim, bias=maps)
     anchor = recipe.anchor if backbone.start == "scratch" else recipe.anchor_finetune
