@@ -90,7 +90,17 @@ class Contest:
         strengths: tuple[float, ...] = STRENGTHS,
         levels: tuple[Level, ...] = LEVELS,
     ) -> Score:
-        """The best of the ridge strengths and levels of aims, each fitted on three folds and judged on the fourth.
+        """The best of the maps."""
+        return max(self.maps(features_NF, galleries, strengths, levels), key=lambda one: one.mean)
+
+    def maps(
+        self,
+        features_NF: NDArray[np.float32],
+        galleries: tuple[Gallery, ...],
+        strengths: tuple[float, ...] = STRENGTHS,
+        levels: tuple[Level, ...] = LEVELS,
+    ) -> list[Score]:
+        """A map for each ridge strength and level of aims, fitted on three folds and judged on the fourth.
 
         galleries: of several the mean counts.
         """
@@ -106,11 +116,10 @@ class Contest:
         def against(rows: Rows) -> list[Rows]:
             return [rows if one == "own" else self.targets for one in galleries]
 
-        found = [
+        return [
             Score(overlap=self._overlap(rows, *against(rows)), strength=strength, level=level)
             for (strength, level), rows in predicted.items()
         ]
-        return max(found, key=lambda one: one.mean)
 
     def beside(
         self, features_NF: NDArray[np.float32], strength: float, level: Level, shares: tuple[float, ...] = BESIDE

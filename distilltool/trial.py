@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import contest, images, imported, objective, reference, sources, students
+from distilltool.aim import LEVELS
 from distilltool.augment import embed_plain
 from distilltool.candidates import Candidate
 from distilltool.contest import Contest, Gallery, Rows, Score
@@ -33,14 +34,16 @@ KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What is chosen before training. spec, input: the student and the longer side of its images in pixels; keep: share
-    of each side of an image that is looked at; centre: the features' mean is taken off; mapped: a linear map onto the
-    teacher's vectors is the start; strength: of the ridge that fits it, or the map that comes last; level: of the aims in
-    the teacher's space (see `distilltool.aim`); reference: longer side at which the untrained
-    student is its own reference, 0 for none; start: where the weights came from, "" where the student was named; tap:
-    a tensor on the way whose pooled features stand beside the last ones, "" for none; gain: their length, that of the
-    last ones being 1; beside: share of the energy of vectors in the teacher's space that the features themselves have
-    (see `distilltool.mapped`)."""
+    """What is chosen before training.
+
+    spec, input: the student and the longer side of its images in pixels; keep: share of each side of an image that is
+    looked at; centre: the features' mean is taken off; mapped: a linear map onto the teacher's vectors is the start;
+    strength: of the ridge that fits it, or the map that comes last; level: of the aims in the teacher's space (see
+    `distilltool.aim`); beside: share of the energy that the features themselves have there (`distilltool.mapped`);
+    reference: longer side at which the untrained student is its own reference, 0 for none; start: where weights came
+    from, "" where the student was named; tap: a tensor on the way whose pooled features stand beside the last ones, ""
+    for none; gain: their length, that of the last ones being 1.
+    """
 
     spec: str
     input: int
@@ -93,7 +96,7 @@ class Trial:
         most = max(LEAST_IMAGES, int(BYTES / (3 * largest**2)))
         rows = np.flatnonzero(~held)[contest.sample(int((~held).sum()), recipe.seed)]
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
-        self.paths = [paths[row] for row in rows]
+        self.paths, self.count = [paths[row] for row in rows], int((~held).sum())
         self.targets = vectors[rows]
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
         self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
@@ -201,20 +204,25 @@ class Trial:
     def _mapped(self, backbone: Backbone, choice: Choice) -> Choice:
         """With how features are mapped into the teacher's space, where that is done last.
 
-        Strength and level are those that rank the teacher's gallery best; of the shares for the features themselves the
-        largest is taken that no other beats by more than a standard error, both galleries counted.
+        Strength and level are those that rank the teacher's gallery best, and of levels that none beats by more than a
+        standard error the highest: folds of these images are more alike than images to come. The ridge weighs as much
+        against all images as it did against those it was chosen on. Of the shares for the features themselves the
+        largest is taken that no other beats by more than two standard errors, both galleries counted.
         """
         if not objective.mapped_last(self.recipe):
             return choice
         features = self._features(choice.of(backbone), choice, choice.input)
-        best = self.contest.mapped(features, galleries=("teacher",))
+        maps = self.contest.maps(features, galleries=("teacher",))
+        first = max(maps, key=lambda one: one.mean)
+        best = max((one for one in maps if not first.beats(one)), key=lambda one: (LEVELS.index(one.level), one.mean))
         assert best.strength is not None
         found = self.contest.beside(features, best.strength, best.level)
         most = max(found.values(), key=lambda one: one.mean)
-        share = max(share for share, one in found.items() if not most.beats(one))
+        share = max(share for share, one in found.items() if not most.beats(one, CERTAIN))
         kept = f"{100 * best.mean:.0f} % of the top-10 of the teacher's gallery"
         self.progress.note(f"mapped into the teacher's space, untrained, it finds {kept}")
-        return replace(choice, strength=best.strength, level=best.level, beside=share)
+        fitted = len(self.targets) * (1 - 1 / contest.FOLDS) / self.count
+        return replace(choice, strength=best.strength * fitted, level=best.level, beside=share)
 
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""

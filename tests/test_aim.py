@@ -87,5 +87,5 @@ def test_the_level_is_chosen_once_a_run_and_kept(tmp_path: Path) -> None:
         changes=("schedule.epochs=2", "schedule.batch=16", "schedule.evaluations=2"),
     )
     choice = json.loads((tmp_path / "run" / "choice.json").read_text())
-    assert not choice["mapped"] and choice["level"] in aim.LEVELS and choice["strength"] in contest.STRENGTHS
+    assert not choice["mapped"] and choice["level"] in aim.LEVELS and choice["strength"] > 0
     assert report.student.dim == 16 and report.student.space == "teacher"

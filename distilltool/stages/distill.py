@@ -420,7 +420,8 @@ def _fitted(student: Student, choice: Choice, data: Data, recipe: Recipe) -> _Ma
     look = partial(embed_view, student, data.pixels, data.size, data.keep, recipe.augment, recipe.seed)
     parts += [look(number) for number in views]
     centre = student.centre.detach().cpu()
-    features, targets = torch.from_numpy(np.concatenate(parts)) - centre, torch.from_numpy(data.targets)
+    alike = [one + (parts[0] - one).mean(axis=0) for one in parts]  # or what views have in common draws to a hub
+    features, targets = torch.from_numpy(np.concatenate(alike)) - centre, torch.from_numpy(data.targets)
     strength = choice.strength or ridge.ridge(features[: len(targets)], data.aim(targets)).strength
     head = Map(features, targets.repeat(len(parts), 1), data.aim, strength).at(choice.beside)
     held = torch.from_numpy(embed(student, data.held_pixels, features=True)) - centre
