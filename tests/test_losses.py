@@ -611,6 +611,8 @@ def test_sne_does_not_see_how_wide_the_cones_are() -> None:
     torch.testing.assert_close(loss_of("sne")(student, narrowed(teacher, 0.02)), wanted, rtol=1e-6, atol=0)
     torch.testing.assert_close(loss_of("sne")(narrowed(student, 0.02), teacher), wanted, rtol=1e-6, atol=0)
     assert loss_of("kl")(student, narrowed(teacher, 0.02)) > 3 * wanted
+    single = [narrowed(one, 1e-4).float() for one in (student, teacher)]
+    assert loss_of("sne")(*single).item() == pytest.approx(wanted.item(), rel=0.05)
 
 
 def test_sne_still_teaches_a_student_that_orders_nothing_as_the_teacher_does() -> None:

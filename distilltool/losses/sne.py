@@ -33,7 +33,7 @@ def sne(student_MD: Tensor, teacher_ME: Tensor, *, perplexity: float = 0.2) -> T
 @torch.no_grad()
 def _with_entropy(scores_MM: Tensor, entropy: float) -> Tensor:
     """The inverse temperature at which the distributions over the others have this entropy on average."""
-    spread = _spread(scores_MM)
+    scores_MM, spread = _apart(scores_MM)
     wide = max(0.1, math.log(len(scores_MM) - 1) - entropy)
     log_beta = math.log(math.sqrt(2 * wide)) - spread.log()  # exact where scores are normally distributed
     for _ in range(ROUNDS):
@@ -47,7 +47,7 @@ def _with_entropy(scores_MM: Tensor, entropy: float) -> Tensor:
 @torch.no_grad()
 def _fitting(scores_MM: Tensor, log_p_MM: Tensor) -> Tensor:
     """The inverse temperature at which the distributions over the others are nearest to given ones."""
-    spread = _spread(scores_MM)
+    scores_MM, spread = _apart(scores_MM)
     wanted_M = (log_p_MM.exp() * scores_MM).sum(dim=1)
     log_beta = -spread.log()
     for _ in range(ROUNDS):
@@ -71,7 +71,8 @@ def _stepped(log_beta: Tensor, step: Tensor, spread: Tensor) -> Tensor:
     return torch.clamp(log_beta + step.clamp(-1, 1), min=least, max=most)
 
 
-def _spread(scores_MM: Tensor) -> Tensor:
-    """Standard deviation of the similarities to others."""
-    apart = ~torch.eye(len(scores_MM), dtype=torch.bool, device=scores_MM.device)
-    return scores_MM[apart].std().clamp(min=1e-6)
+def _apart(scores_MM: Tensor) -> tuple[Tensor, Tensor]:
+    """The similarities less the mean of those to others, which no softmax sees but rounding does, and their standard
+    deviation."""
+    to_others = scores_MM[~torch.eye(len(scores_MM), dtype=torch.bool, device=scores_MM.device)]
+    return scores_MM - to_others.mean(), to_others.std().clamp(min=1e-6)
