@@ -71,6 +71,7 @@ from peers_models import (
     write,
 )
 from quality import Bench, opened
+from setting import add_row, rows_in
 from torch import Tensor
 
 from distilltool import images
@@ -78,7 +79,6 @@ from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.selection.random import random
-from distilltool.stages.distill import environment
 from distilltool.student import Student, embed
 
 HERE = Path(__file__).parent
@@ -315,9 +315,8 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     args = parsed()
-    kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}
     if args.show:
-        show(kept["rows"])
+        show(rows_in(args.json))
         return
     if args.data is None or args.work is None:
         sys.exit("give the folder of the data, and --work")
@@ -325,15 +324,10 @@ def main() -> None:
     bench = opened("caltech", args.data, args.work)
     torch.set_num_threads(images.workers())
     for cell in cells(args):
-        if any(cell.key.items() <= row.items() for row in kept["rows"]):
+        if any(cell.key.items() <= row.items() for row in rows_in(args.json)):
             continue
         found = rounded(row_of(bench, cell, args.environments or args.work / "environments", args.index))
-        kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}  # others add too
-        kept["rows"].append(found)
-        kept |= {"environment": environment()}
-        fresh = args.json.with_suffix(".fresh")
-        fresh.write_text(json.dumps(kept, indent=1) + "\n")
-        fresh.replace(args.json)
+        add_row(args.json, found)
         print(found, flush=True)
 
 

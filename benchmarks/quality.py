@@ -12,7 +12,6 @@ Cells are added to the JSON file one by one; what is in it is not computed again
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from setting import Labelled, ask, mean, percent
+from setting import Labelled, add_row, ask, mean, percent, rows_in
 
 import distilltool
 from distilltool import images, ridge, students
@@ -37,7 +36,6 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Silent
 from distilltool.selection.random import random
 from distilltool.sources import open_source
-from distilltool.stages.distill import environment
 from distilltool.student import Student, embed
 from distilltool.students import Start
 from distilltool.teacher import TeacherOptions, open_teacher
@@ -314,14 +312,14 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     args = parsed()
-    kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}
+    rows = rows_in(args.json)
     if args.show:
-        show(kept["rows"])
+        show(rows)
         return
     args.work.mkdir(parents=True, exist_ok=True)
     bench = opened(args.setting, args.data, args.work)
     torch.set_num_threads(images.workers())
-    done = {(row["setting"], row["queries"], row["arm"], row["seed"], row["steps"]) for row in kept["rows"]}
+    done = {(row["setting"], row["queries"], row["arm"], row["seed"], row["steps"]) for row in rows}
     for seed in args.seeds:
         for arm in args.arms:
             for count in (count or len(bench.train.photos) for count in args.queries):
@@ -331,12 +329,7 @@ def main() -> None:
                 found = cell(bench, arm, count, seed, steps)
                 row = {"setting": args.setting, "queries": count, "arm": arm, "seed": seed, "steps": steps}
                 figures = {name: round(one, 5) if isinstance(one, float) else one for name, one in found.items()}
-                kept = json.loads(args.json.read_text()) if args.json.exists() else {"rows": []}  # others add too
-                kept["rows"].append({**row, "figures": figures})
-                kept |= {"environment": environment()}
-                fresh = args.json.with_suffix(".fresh")
-                fresh.write_text(json.dumps(kept, indent=1) + "\n")
-                fresh.replace(args.json)
+                add_row(args.json, {**row, "figures": figures})
                 print({**row, **figures}, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Images with labels and a teacher's answers about them, and the figures by which every benchmark judges a student."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.ledger import Ledger
 from distilltool.metrics import Task
+from distilltool.stages.distill import environment
 from distilltool.teacher import TeacherOptions, open_teacher
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided
@@ -71,6 +73,21 @@ def ask(teacher: Path, folder: Path, store: Path, preprocess: Sequence[str]) -> 
     labels = np.unique([str(photo.path.parent) for photo in stock.photos], return_inverse=True)[1]
     targets = unit(np.stack([answers[photo.sha256] for photo in stock.photos]))
     return Labelled(photos=list(stock.photos), targets=targets, labels=labels)
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file, none where it is not there yet."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []  # type: ignore[no-any-return]
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a results file, whatever others have added meanwhile."""
+    kept = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    kept["rows"].append(row)
+    kept |= {"environment": environment()}
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(kept, indent=1) + "\n")
+    fresh.replace(path)
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Batches of augmented images, made from cached pixels; which ones depends on seed and step alone."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,9 +103,14 @@ def make_batch(
         numbered(int(row), int(number), augment, keep, seed) if views else view(augment, keep, rng)
         for row, number in zip(rows, numbers, strict=True)
     ]
-    crops = [seen(pixels_NHWC[row], one, size) for row, one in zip(rows, drawn, strict=True)]
+    pixels = altered((pixels_NHWC[row] for row in rows), drawn, size)
     let_go(pixels_NHWC)
-    return Batch(rows=rows, pixels=coloured(torch.cat(crops), drawn), views=numbers)
+    return Batch(rows=rows, pixels=pixels, views=numbers)
+
+
+def altered(images: Iterable[NDArray[np.uint8]], views: Sequence[View], size: tuple[int, int]) -> Tensor:
+    """A view of each image, (N, 3, H, W) float32, colours and all."""
+    return coloured(torch.cat([seen(image, one, size) for image, one in zip(images, views, strict=True)]), views)
 
 
 def shrink(pixels_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -159,8 +164,8 @@ def embed_view(
     for at in range(0, len(pixels_NHWC), CHUNK):
         some = pixels_NHWC[at : at + CHUNK]
         views = [numbered(at + row, number, augment, keep, seed) for row in range(len(some))]
-        made = coloured(torch.cat([seen(one, how, size) for one, how in zip(some, views, strict=True)]), views)
-        parts.append(student.features(made.to(student.factor.device)).float().cpu().numpy())
+        made = altered(some, views, size).to(student.factor.device)
+        parts.append(student.features(made).float().cpu().numpy())
         let_go(pixels_NHWC)
     student.train(training)
     return np.concatenate(parts)

@@ -54,5 +54,5 @@ def _split(targets_NE: Tensor) -> tuple[Tensor, Tensor]:
     values, axes_ER = ridge.axes(rows - rows.mean(dim=0))
     shares = values.cumsum(dim=0) / values.sum().clamp(min=1e-12)
     used = int((shares < USED).sum()) + 1
-    whole = torch.linalg.qr(axes_ER[:, :used], mode="complete").Q
-    return axes_ER[:, :used], whole[:, axes_ER[:, :used].shape[1] :]
+    used_ER = axes_ER[:, :used]
+    return used_ER, torch.linalg.qr(used_ER, mode="complete").Q[:, used_ER.shape[1] :]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import images
-from distilltool.augment import coloured, numbered, seen
+from distilltool.augment import altered, numbered
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
@@ -79,7 +79,7 @@ class _Maker:
         """Of some views of one image, (V, F)."""
         device = self.student.factor.device
         views = [numbered(row, one, self.recipe.augment, self.keep, self.recipe.seed) for one in numbers]
-        pixels = coloured(torch.cat([seen(image_HWC, one, self.size) for one in views]), views)
+        pixels = altered([image_HWC] * len(views), views, self.size)
         starts = range(0, len(pixels), BATCH)
         parts = [self.student.features(pixels[at : at + BATCH].to(device)) for at in starts]
         made: NDArray[np.float16] = torch.cat(parts).cpu().numpy().astype(np.float16)

@@ -388,8 +388,7 @@ class _Trainer:
         if self.state.step == 0:
             whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
             first = {"overlap": whole[0].tolist(), "spearman": whole[1].tolist(), "seen": self._seen(student)}
-            judged = {"scores": [one.tolist() for one in scores]}
-            write_json(self.rundir.undistilled, {**first, **judged})
+            write_json(self.rundir.undistilled, {**first, "scores": [one.tolist() for one in scores]})
 
     def _seen(self, student: Student) -> float:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
