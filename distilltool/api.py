@@ -160,6 +160,7 @@ def distill(
     dims: Sequence[int] = (),
     target: str | None = None,
     weights: str | Path | None = None,
+    fetch: bool = False,
     time_budget: float | None = None,
     changes: Sequence[str] = (),
     space: str | None = None,
@@ -184,8 +185,8 @@ def distill(
     """Ask what is still unanswered, then train a student from the answers into the folder `out`.
 
     teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
-    `key=value` of the recipe. dim: length of the student's vectors; dims: lengths at which they are of use when cut,
-    the longest of them instead of `dim`. target: what the student may cost, as `flops<0.1x`, `flops<100M` or
+    `key=value` of the recipe. fetch: whether `auto` may fetch pretrained weights from their hub. dim: length of the
+    student's vectors; dims: lengths at which they are of use when cut, the longest of them instead of `dim`. target: what the student may cost, as `flops<0.1x`, `flops<100M` or
     `p50<5ms@cpu:1`; of those at hand, or of the sizes of the one that is named, what ranks best untrained. space:
     "teacher" for vectors that can be compared with the teacher's, "own" for a space of the student's own; None is the
     recipe's.
@@ -229,7 +230,9 @@ def distill(
         source=source,
         prepared=embedder.preprocess,
         photos=tuple(one.path for one in sorted(stock.photos, key=lambda one: one.sha256)),
-        fetch="cached" if auto or student is None else "online",  # a hub is asked for what the user names alone
+        fetch="online"
+        if fetch or (student is not None and not auto)
+        else "cached",  # a hub is asked by those who say so
         teacher=embedder.key.sha256,
     )
     plan = {**_made_from(embedder, chosen, start, time_budget), "target": target}

@@ -76,6 +76,8 @@ def at_hand(sought: Sought, teacher: Source | None, start: Start, progress: Prog
         refused.append(error.message)  # a teacher that cannot be read: whatever network there is
         cost, teacher = float("inf"), None
     networks = [_network(sought.spec, sought.side, start)] if named else _networks(teacher, start, refused)
+    if not named and not any(one.spec.startswith("timm:") for one in networks):
+        _say_absent(start, progress)
     progress.begin("looking for students", len(networks), "students")
     rate = 0.0  # milliseconds an operation, of the network before
     for one in networks:
@@ -98,6 +100,19 @@ def at_hand(sought: Sought, teacher: Source | None, start: Start, progress: Prog
             "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE; or allow more with --target",
         )
     return tuple(found)
+
+
+def _say_absent(start: Start, progress: Progress) -> None:
+    """Networks that are small by design keep more than parts of a large one, so it is said where there are none."""
+    if start.fetch == "online":
+        progress.warn(
+            "the weights of small pretrained networks could not be fetched: parts of the teacher alone are tried"
+        )
+        return
+    progress.note(
+        "no small pretrained network is on this machine; they often keep more than parts of the teacher: --fetch gets "
+        "some from their hub, or name one with --student"
+    )
 
 
 def limit(goal: Target | None, teacher: Source | None) -> float:

@@ -265,6 +265,10 @@ def distill(
         Path | None,
         typer.Option(metavar="FILE", help="Weights the student starts from, safetensors.", show_default=False),
     ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option("--fetch", help="Let auto fetch the weights of small timm networks from their hub."),
+    ] = False,
     dim: Annotated[
         int | None,
         typer.Option(min=1, help="Length of the student's vectors. (default: its own width)", show_default=False),
@@ -355,6 +359,7 @@ def distill(
             dim=dim,
             dims=_whole_numbers("--dims", dims),
             weights=weights,
+            fetch=fetch,
             time_budget=seconds,
             changes=change or (),
             space=space,

@@ -29,6 +29,7 @@ FLAGS = {
         "--recipe",
         "--student",
         "--weights",
+        "--fetch",
         "--dim",
         "--dims",
         "--target",
