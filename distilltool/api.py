@@ -186,8 +186,9 @@ def distill(
 
     teacher, max_cost, price_per_query, ambiguous, timeout: as in `query`. time_budget: seconds of training. changes:
     `key=value` of the recipe. fetch: whether `auto` may fetch pretrained weights from their hub. dim: length of the
-    student's vectors; dims: lengths at which they are of use when cut, the longest of them instead of `dim`. target: what the student may cost, as `flops<0.1x`, `flops<100M` or
-    `p50<5ms@cpu:1`; of those at hand, or of the sizes of the one that is named, what ranks best untrained. space:
+    student's vectors; dims: lengths at which they are of use when cut, the longest of them instead of `dim`. target:
+    what the student may cost, as `flops<0.1x`, `flops<100M` or `p50<5ms@cpu:1`; of those at hand, or of the sizes of
+    the one that is named, what ranks best untrained. space:
     "teacher" for vectors that can be compared with the teacher's, "own" for a space of the student's own; None is the
     recipe's.
     The same call on a finished run returns its report; on an interrupted one it goes on.
