@@ -14,3 +14,6 @@ OPSET = 20
 LATENCY_SECONDS = 20.0
 LATENCY_THREADS = 1
 TIMEOUT = 120.0  # seconds a server may take for one batch
+TOLERANCE = 0.05  # by which two times may differ and be the same
+BENCH_FORMAT = "distilltool"
+BENCH_FORMATS = (BENCH_FORMAT, "github-action-benchmark")
