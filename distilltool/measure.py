@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilltool.errors import DistillError, OutOfMemory
 from distilltool.feeds import Subject
-from distilltool.isolate import IMAGE_SECONDS, RUN_SECONDS, Child, limits_of, start
+from distilltool.isolate import IMAGE_SECONDS, RUN_SECONDS, Child, Failed, limits_of, start
+from distilltool.onnx_file import first_line
+from distilltool.wire import Message
 
 START = "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); from distilltool import measured; measured.main()"
 
@@ -72,6 +75,18 @@ class Worker(Child):
             before=said["before"],
             copies=tuple(said["copies"]),
         )
+
+    def ask(self, header: dict[str, Any], array: NDArray[Any] | None = None, seconds: float | None = None) -> Message:
+        """As of any child; what the model itself fails on is a DistillError."""
+        try:
+            return super().ask(header, array, seconds)
+        except Failed as error:
+            raise DistillError(
+                f"{self._path} fails on what it is fed ({first_line(error)})",
+                "say what its inputs are with --shape, --input or --images",
+            ) from None
+        except MemoryError:
+            raise OutOfMemory(f"{self._path} needs more memory than there is", "use a smaller --batch") from None
 
     def warm(self, copies: str) -> dict[str, Any]:
         """Warm up by time and count; how long and how often that was."""

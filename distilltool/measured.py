@@ -111,11 +111,16 @@ def _open(
     return open_session(source, threads, device, folder), time.perf_counter() - began, False
 
 
-def bound(session: "ort.InferenceSession", feeds: Mapping[str, Any], place: str) -> Callable[[], None]:
-    """One run on inputs that lie on a device already, its outputs left there; ends when the device has ended."""
+def bound(
+    session: "ort.InferenceSession", feeds: Mapping[str, Any], place: str, binding: Any = None
+) -> Callable[[], None]:
+    """One run on inputs that lie on a device already, its outputs left there; ends when the device has ended.
+
+    binding: to fill, by default one of its own.
+    """
     import onnxruntime as ort
 
-    binding = session.io_binding()
+    binding = session.io_binding() if binding is None else binding
     for name, array in feeds.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, place, 0))
     for output in session.get_outputs():

@@ -334,7 +334,7 @@ class BenchRun:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchComparison:
     """The model against the baseline in one way of running both. ratio: of times, above 1 is slower; noise: of one
-    model over itself, by which the ratio's interval is widened before it is judged; p: of the Mann-Whitney test."""
+    model over itself, by whose value the interval is widened before it is judged; p: of Mann-Whitney."""
 
     device: str
     threads: int

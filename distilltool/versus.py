@@ -3,15 +3,18 @@
 What is decided, in this order. Ratios are model over baseline, above 1 is slower.
 
 1. A against A: the baseline against itself in a second process, measured in the same turns as the model, so that it
-   meets the same machine. How far its interval reaches from 1 is the noise. It holds what a bootstrap cannot see: noise
-   that lasts longer than a block, and what one process has of luck with its memory.
+   meets the same machine. How far its ratio lies from 1 is the bias: what one process has of luck with its memory, and
+   noise that lasts longer than a turn, neither of which a bootstrap can see.
 2. A against B: the median over turns of the log ratio, with a 95 % interval from a bootstrap of runs of neighbouring
-   turns (Kuensch 1989), as disturbances outlast one turn. The interval is widened by the noise on either side.
+   turns (Kuensch 1989), as disturbances outlast one turn. The interval is widened by the bias on either side.
 3. `slower` or `faster`: the widened interval lies wholly beyond the tolerance, and the Mann-Whitney test of the blocks'
    medians gives p < 0.002. `same`: it lies wholly within the tolerance. Else `inconclusive`, which is no verdict.
 
-So a noise as large as the tolerance, or as a gate, never gives a verdict about a difference of that size, while a model
-that takes twice the time is found on a noisy machine too.
+Many short turns are worth more than few long ones: other work that comes and goes spoils the turns it begins or ends
+in, and the median does not mind as long as those are few.
+
+So where the baseline differs from itself by as much as the tolerance, or a gate, no verdict is given about a difference
+of that size, while a model that takes twice the time is found on a noisy machine too.
 """
 
 import math
@@ -26,7 +29,7 @@ from distilltool.latency import Timed
 from distilltool.report import Interval
 
 P = 0.002  # of the Mann-Whitney test, at most, for a difference
-DRAWS = 4000
+DRAWS = 2000
 LEVEL = (0.025, 0.975)
 
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
@@ -35,7 +38,7 @@ EXACT = Interval(value=1.0, low=1.0, high=1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
-    """ratio: model over baseline. noise: baseline over itself. widened: the ratio's interval with the noise. p: of the
+    """ratio: model over baseline. noise: baseline over itself. widened: the ratio's interval with the bias. p: of the
     Mann-Whitney test."""
 
     ratio: Interval
@@ -67,13 +70,13 @@ def compare_apart(model: Timed, baseline: Timed, noises: Sequence[Interval]) -> 
     drawn = [np.log(np.median(one[_neighbours(rng, len(one))], axis=1)) for one in (ours, theirs)]
     low, high = np.quantile(drawn[0] - drawn[1], LEVEL)
     ratio = Interval(value=math.exp(value), low=math.exp(low), high=math.exp(high))
-    noise = max(noises, key=_reach, default=EXACT)
+    noise = max(noises, key=_bias, default=EXACT)
     return Compared(ratio=ratio, noise=noise, widened=widen(ratio, noise), p=mann_whitney(ours, theirs))
 
 
 def widen(ratio: Interval, noise: Interval) -> Interval:
-    """An interval with the noise of the machine on either side."""
-    factor = math.exp(_reach(noise))
+    """An interval with the bias of the machine on either side."""
+    factor = math.exp(_bias(noise))
     return Interval(value=ratio.value, low=ratio.low / factor, high=ratio.high * factor)
 
 
@@ -118,9 +121,9 @@ def _medians(timed: Timed) -> NDArray[np.float64]:
     return np.array([float(np.median(block)) for block in timed.blocks])
 
 
-def _reach(noise: Interval) -> float:
-    """How far from 1 a ratio may be by chance, as a logarithm."""
-    return max(abs(math.log(noise.low)), abs(math.log(noise.high)))
+def _bias(noise: Interval) -> float:
+    """How far a model was from itself, as a logarithm."""
+    return abs(math.log(noise.value))
 
 
 def _interval(logs: NDArray[np.float64]) -> Interval:

@@ -23,8 +23,8 @@ from distilltool.report import BenchComparison, BenchFile, BenchGate, BenchRepor
 from distilltool.stored import Stored
 from distilltool.versus import Compared
 
-LEAST_TURNS, MOST_TURNS = 16, 60  # even, so that each order is met as often as its reverse
-RUNS_A_BLOCK = 3  # at least, beside the one that is not counted, where the time allows more than the fewest turns
+LEAST_TURNS, MOST_TURNS = 16, 200  # even, so that each order is met as often as its reverse
+RUNS_A_BLOCK = 2  # at least, beside the one that is not counted
 WORST = ("slower", "inconclusive", "same", "faster")
 
 
@@ -284,14 +284,14 @@ def _why(verdict: str, found: Compared, tolerance: float, unlike: Sequence[str])
     if unlike:
         return f"the baseline was measured on another machine ({'; '.join(unlike)})"
     times = f"{found.ratio.value:.3f} of the baseline's time ({found.ratio.low:.3f} to {found.ratio.high:.3f})"
-    noise = f"a model over itself is {found.noise.low:.3f} to {found.noise.high:.3f}"
+    noise = f"a model over itself is {found.noise.value:.3f} ({found.noise.low:.3f} to {found.noise.high:.3f})"
     if verdict == "same":
         return f"{times}, within {100 * tolerance:g} %; {noise}"
     if verdict != "inconclusive":
         return f"{times}; {noise}"
-    if max(found.noise.high, 1 / found.noise.low) > 1 + tolerance:
-        return f"too noisy: {noise}, more than {100 * tolerance:g} %; {times}"
-    return f"{times}; with the noise it may lie on either side of {100 * tolerance:g} %: give it more --seconds"
+    if max(found.noise.value, 1 / found.noise.value) > 1 + tolerance:
+        return f"too noisy: {noise}, more than {100 * tolerance:g} % from 1; {times}"
+    return f"{times}, on either side of {100 * tolerance:g} %; {noise}: a quieter machine or more --seconds may tell"
 
 
 def _runs(one: Outcome) -> list[BenchRun]:
@@ -336,7 +336,7 @@ def _run(one: Outcome, side: str) -> BenchRun:
 
 
 def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
-    """A gate on one way of running; milliseconds are widened by the noise as ratios are."""
+    """A gate on one way of running; milliseconds are widened by the bias as ratios are."""
     timed, value = one.taken["model"].timed, None
     if gate.share:
         assert one.compared is not None
