@@ -15,7 +15,8 @@ Outcome = Literal["holds", "fails", "inconclusive"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """The most a run may take. limit: milliseconds of the percentile, or times the baseline's median where `share`."""
+    """The most a run may take. limit: milliseconds of the percentile, or times the baseline's where `share`, as
+    `distilltool.versus` compares them."""
 
     text: str
     percentile: int
@@ -29,7 +30,7 @@ def parse(text: str) -> Gate:
     if not found or not float(found["number"]):
         raise DistillError(f"--gate {text} is not understood", HINT, Exit.USAGE)
     percentile, share = int(found["percentile"]), found["unit"] == "x"
-    if share and percentile != 50:  # blocks are compared by their medians; a block has too few runs for more
+    if share and percentile != 50:  # a block has too few runs for more
         raise DistillError(f"--gate {text}: only p50 is compared with a baseline", HINT, Exit.USAGE)
     scale = 1.0 if share else UNITS[found["unit"]]
     return Gate(text=text.strip(), percentile=percentile, limit=float(found["number"]) * scale, share=share)

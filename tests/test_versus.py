@@ -78,6 +78,20 @@ def verdicts(weather: object, slow: float, count: int) -> list[str]:
     return [judge(compare(*lanes(rng, slow, weather(rng))), 0.05) for rng in rngs]
 
 
+def test_interruptions_do_not_stretch_the_ratio() -> None:
+    """A longer run is interrupted more often, at about one in two: its median takes a leap, its ratio must not."""
+    rng = np.random.default_rng(5)
+
+    def block(seconds: float) -> NDArray[np.float64]:
+        return seconds * np.exp(rng.normal(0, 0.01, 8)) + 0.003 * (rng.random(8) < seconds / 0.003)
+
+    times = (0.00161, 0.0014, 0.0014)
+    model, baseline, again = (Timed(blocks=tuple(block(each) for _ in range(200))) for each in times)
+    assert np.median(model.samples) / np.median(baseline.samples) > 1.5
+    found = compare(model, baseline, again)
+    assert found.ratio.value == pytest.approx(1.15, abs=0.04) and judge(found, 0.05) == "slower"
+
+
 def test_equal_on_a_calm_machine_is_the_same() -> None:
     assert Counter(verdicts(calm, 1.0, 20)) == {"same": 20}
 
