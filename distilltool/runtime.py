@@ -58,7 +58,7 @@ def open_session(
     model: a file, or a serialised model whose external data lies in `folder`. threads: of the CPU, also for what a
     device leaves to it. wholly: refuse to leave anything to the CPU.
     """
-    provider = _provider(device)
+    provider = provider_of(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -153,7 +153,7 @@ def _work(session: ort.InferenceSession, waiting: "SimpleQueue[_Run | None]") ->
         del run  # its arrays are the taker's alone
 
 
-def _provider(device: str) -> str:
+def provider_of(device: str) -> str:
     """onnxruntime's name for a device, checked against what this build of it has."""
     if device not in DEVICES:
         raise DistillError(f"there is no device {device!r}", f"use --device {'|'.join(DEVICES)}")

@@ -212,7 +212,7 @@ def test_real_images(models: Path, tmp_path: Path) -> None:
         (["quick.onnx", "nowhere.onnx"], 1, "there is no file"),
         (["quick.onnx", "nowhere.json"], 1, "cannot be read"),
         (["quick.onnx", "text.json"], 1, "is no report of bench"),
-        (["quick.onnx", "--device", "abacus"], 1, "there is no device 'abacus'"),
+        (["quick.onnx", "--device", "cpu,abacus"], 1, "there is no device 'abacus'"),
         (["quick.onnx", "--device", "openvino"], 1, "onnxruntime-openvino"),
         (["quick.onnx", "--device", "cuda"], 1, "onnxruntime-gpu"),
         (["fixed.onnx", "--batch", "1,3"], 1, "takes batches of 3 alone, not of 1"),
@@ -289,6 +289,7 @@ def test_nothing_is_left_behind(models: Path, number: int) -> None:
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -9), said
+    assert number == signal.SIGKILL or "nothing was written" in said
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in started) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -339,6 +340,13 @@ def test_rapl_is_read_and_wraps(tmp_path: Path) -> None:
     assert meter.since(before) == pytest.approx(2.5 + 2.5)
     with pytest.raises(DistillError, match="no RAPL"):
         open_meter("cpu", tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(Path("/sys/class/powercap").exists(), reason="this machine may count energy")
+def test_energy_that_nobody_counts(models: Path) -> None:
+    """It is said, and the times come all the same."""
+    report = distilltool.bench(models / "quick.onnx", seconds=1, energy=True)
+    assert report.runs[0].joules is None and report.energy is not None and "no RAPL" in report.energy
 
 
 def test_machines_are_told_apart() -> None:

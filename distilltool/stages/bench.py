@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from distilltool import latency, machine, versus
 from distilltool.energy import Meter, open_meter
-from distilltool.errors import DistillError
+from distilltool.errors import DistillError, Interrupted
 from distilltool.feeds import Subject, Wish, feeds_of, open_subject
 from distilltool.gate import Gate, outcome
 from distilltool.latency import EARNED, Timed
 from distilltool.measure import Worker
 from distilltool.progress import Progress
 from distilltool.report import BenchComparison, BenchFile, BenchGate, BenchReport, BenchRun, Interval, Speedup
+from distilltool.runtime import provider_of
 from distilltool.stored import Stored
 from distilltool.versus import Compared
 
@@ -55,6 +56,14 @@ class Way:
     def __str__(self) -> str:
         copies = {"included": ", with copies", "excluded": ", without copies"}.get(self.copies, "")
         return f"{self.device}, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}{copies}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metered:
+    """What counts energy, None where nothing does; said: its name, or why not."""
+
+    meter: Meter | None
+    said: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +107,9 @@ def bench(model: Path, baseline: Path | Stored | None, plan: Plan, progress: Pro
     theirs = open_subject(baseline) if isinstance(baseline, Path) else None
     stored = baseline if isinstance(baseline, Stored) else None
     ways = _ways(ours, theirs, plan)
+    meters = {device: _meter(device, plan, progress) for device in plan.devices}
     for way in ways:
+        provider_of(way.device)
         for subject in (ours, theirs):
             if subject is not None:
                 feeds_of(subject, way.batch, plan.wish)
@@ -108,11 +119,16 @@ def bench(model: Path, baseline: Path | Stored | None, plan: Plan, progress: Pro
     if unlike:
         progress.warn(f"the baseline was measured on another machine ({'; '.join(unlike)}): nothing is compared")
     found = list[Outcome]()
-    for way in ways:
-        progress.begin(f"timing on {way}", 0, "blocks")
-        found += _measure(way, ours, theirs, stored, plan, progress)
-        progress.end()
-    return _report(found, ours, theirs, stored, plan, unlike, before, time.perf_counter() - began)
+    try:
+        for way in ways:
+            progress.begin(f"timing on {way}", 0, "blocks")
+            found += _measure(way, ours, theirs, stored, plan, meters[way.device].meter, progress)
+            progress.end()
+    except KeyboardInterrupt:
+        raise Interrupted("nothing was written; the same command begins anew") from None
+    energy = "; ".join(f"{device}: {one.said}" for device, one in meters.items()) if plan.energy else None
+    report = _report(found, ours, theirs, stored, plan, unlike, before)
+    return replace(report, energy=energy, seconds=time.perf_counter() - began)
 
 
 def _ways(ours: Subject, theirs: Subject | None, plan: Plan) -> list[Way]:
@@ -131,7 +147,13 @@ def _ways(ours: Subject, theirs: Subject | None, plan: Plan) -> list[Way]:
 
 
 def _measure(
-    way: Way, ours: Subject, theirs: Subject | None, stored: Stored | None, plan: Plan, progress: Progress
+    way: Way,
+    ours: Subject,
+    theirs: Subject | None,
+    stored: Stored | None,
+    plan: Plan,
+    meter: Meter | None,
+    progress: Progress,
 ) -> list[Outcome]:
     """One way of running, or two where a device can keep arrays: with copies and without."""
     sides = [("baseline", theirs), ("model", ours), ("again", theirs)] if theirs else [("model", ours), ("again", ours)]
@@ -145,7 +167,6 @@ def _measure(
             lanes.append(Lane(side=side, subject=subject, feeds=feeds, worker=worker))
         for lane in lanes[: len(sides) - 1]:
             _say_elsewhere(lane, progress)
-        meter = _meter(way.device, plan, progress)
         found = list[Outcome]()
         for copies in lanes[0].worker.loaded.copies:
             named = replace(way, copies=copies if len(lanes[0].worker.loaded.copies) > 1 else "none")
@@ -161,14 +182,16 @@ def _say_elsewhere(lane: Lane, progress: Progress) -> None:
         progress.warn(f"{lane.subject.path}: {100 * loaded.elsewhere:.0f} % of its nodes run elsewhere ({others})")
 
 
-def _meter(device: str, plan: Plan, progress: Progress) -> Meter | None:
+def _meter(device: str, plan: Plan, progress: Progress) -> Metered:
+    """What counts energy on a device, where that was asked for."""
     if not plan.energy:
-        return None
+        return Metered(meter=None, said="")
     try:
-        return open_meter(device)
+        meter = open_meter(device)
     except DistillError as why:
-        progress.warn(str(why))
-        return None
+        progress.warn(f"no energy on {device}: {why}")
+        return Metered(meter=None, said=why.message)
+    return Metered(meter=meter, said=meter.source)
 
 
 def _turns(lanes: Sequence[Lane], copies: str, seconds: float, meter: Meter | None, progress: Progress) -> list[Taken]:
@@ -222,7 +245,6 @@ def _report(
     plan: Plan,
     unlike: Sequence[str],
     before: dict[str, object],
-    seconds: float,
 ) -> BenchReport:
     comparisons = [_comparison(one.way, one.compared, plan, unlike) for one in found if one.compared is not None]
     worst = min(comparisons, key=lambda one: (WORST.index(one.verdict), -one.ratio.value), default=None)
@@ -239,18 +261,11 @@ def _report(
         why=worst.why if worst else "",
         tolerance=plan.tolerance,
         inputs=f"{len(plan.wish.photos)} images" if plan.wish.photos else "random numbers by the signature",
-        energy=_energy(found, plan),
+        energy=None,
         machine={**before, "load_after": after},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
+        seconds=0.0,
     )
-
-
-def _energy(found: Sequence[Outcome], plan: Plan) -> str | None:
-    if not plan.energy:
-        return None
-    known = {one.way.device for one in found if one.taken["model"].joules is not None}
-    return f"counted on {', '.join(sorted(known))}" if known else "this machine does not say"
 
 
 def _file(subject: Subject) -> BenchFile:
