@@ -37,7 +37,9 @@ def _ratio(run: BenchRun, report: BenchReport) -> str:
     way = (run.device, run.threads, run.batch, run.copies)
     for one in report.comparisons:
         if (one.device, one.threads, one.batch, one.copies) == way:
-            return f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})"
+            digits = 2 if one.ratio.value >= 0.2 else 3
+            value, low, high = (f"{each:.{digits}f}" for each in (one.ratio.value, one.ratio.low, one.ratio.high))
+            return f"{value} ({low} to {high})"
     return ""
 
 
