@@ -493,11 +493,12 @@ def bench(
 
     baseline: another ONNX file, which is timed in turns with this one, or a report that `out` wrote earlier. batches:
     none for the one that the file takes, 1 where it is free. seconds: of timing for each device, number of threads and
-    batch, all processes together; slow models take longer, for 16 turns of three runs are the fewest. tolerance: the share by which times may differ and be the same. gates: `p50<1.10x` of
-    the baseline's, `p90<5ms`. images_dir: real images to feed, prepared as the file says or `preprocess`; else random
-    numbers by the file's signature. inputs, shapes: `name=value` and `name=Nx3x224x224` of single inputs. out: file for
-    the whole report, or, in the form "github-action-benchmark", what that action reads. markdown: file that a table is
-    appended to. Raises DistillError for what the user can mend.
+    batch, all processes together; slow models take longer, for 16 turns of three runs are the fewest. tolerance: the
+    share by which times may differ and be the same. gates: `p50<1.10x` of the baseline's, `p90<5ms`. images_dir: real
+    images to feed, prepared as the file says or `preprocess`; else random numbers by the file's signature. inputs,
+    shapes: `name=value` and `name=Nx3x224x224` of single inputs. out: file for the whole
+    report, or, in the form "github-action-benchmark", what that action reads. markdown: file that a table is appended
+    to. Raises DistillError for what the user can mend.
     """
     from distilltool import bench_text
     from distilltool.feeds import Wish
