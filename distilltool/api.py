@@ -20,6 +20,8 @@ from distilltool.defaults import (
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
+    MAX_DROP,
+    MIN_OVERLAP,
     MOST_QUERIES,
     OPSET,
     RECIPE,
@@ -429,18 +431,42 @@ def export(
     opset: int = OPSET,
     seconds: float = LATENCY_SECONDS,
     threads: int = LATENCY_THREADS,
+    precision: Sequence[str] | None = None,
+    min_overlap: float = MIN_OVERLAP,
+    max_drop: float = MAX_DROP,
+    smaller: float | None = None,
+    mixed: bool = False,
+    device: str = DEVICE,
     isolate: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
+    """Write a finished run's student as ONNX files with its card, its checks and its latency beside the teacher's.
 
+    precision: names of `distilltool.precisions`, None for what can pay here; float32 is always among them. What ranks
+    worse than min_overlap (of its ten nearest with float32's) or max_drop (of the overlap with the teacher's) allow, or
+    is neither faster than float32 nor at most `smaller` of its size, is reported and left out. mixed: layers that lose
+    most by 8 bits stay in float32. device: where they are timed.
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
     onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
     process of its own is checked, but not timed.
     """
+    from distilltool import precisions
     from distilltool.stages import export as stage
 
     watch = progress or Silent()
+    for name in precision or ():
+        if name not in precisions.names():
+            raise DistillError(
+                f"there is no precision {name!r}", f"use auto, or some of {', '.join(precisions.names())}", Exit.USAGE
+            )
+    wanted = stage.Wanted(
+        precisions=None if precision is None else tuple(precision),
+        min_overlap=min_overlap,
+        max_drop=max_drop,
+        smaller=smaller,
+        mixed=mixed,
+        device=device,
+    )
     opened = open_run(Path(run))
     student = load_student(run)
     asked = None
@@ -448,7 +474,8 @@ def export(
     if is_address(before) or is_vectors(Path(before)):
         watch.note("the teacher is no file that could run here, so the student is timed alone")
     elif teacher is not None or Path(before).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(isolate=isolate), TIMEOUT, watch, threads=threads)
+        options = TeacherOptions(isolate=isolate, device=device)
+        asked = _teacher_of([opened], teacher, options, TIMEOUT, watch, threads=threads)
         if isinstance(asked, OnnxEmbedder) and asked.model.ready is None:
             watch.note("the teacher runs isolated, in a process of its own, so the student is timed alone")
     else:
@@ -458,6 +485,7 @@ def export(
         student,
         asked if isinstance(asked, OnnxEmbedder) else None,  # what is no file here cannot be timed here
         Path(bundle) if bundle else opened.bundle,
+        wanted,
         opset=opset,
         seconds=seconds,
         threads=threads,

@@ -253,7 +253,13 @@ class LatencyReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantReport:
-    """One exported file and how it was judged."""
+    """One exported file and how it was judged.
+
+    overlap_at_10: with the float32 file's ranking, of that with the torch student's; fidelity: of the teacher's ten
+    nearest, the share it finds, and fidelity_loss: how much less of them than float32, both None where the teacher's
+    answers are not at hand; faster_than_fp32: in the same run; left_in_float: nodes of an 8-bit graph that were left in
+    float32 for what they would lose; asked: for by name, so that its rejection is a gate that failed.
+    """
 
     precision: str
     file: str
@@ -265,6 +271,11 @@ class VariantReport:
     parity: dict[str, float]
     overlap_at_10: Interval
     latency: tuple[LatencyReport, ...]
+    fidelity: Interval | None = None
+    fidelity_loss: Interval | None = None
+    faster_than_fp32: Speedup | None = None
+    left_in_float: int = 0
+    asked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,7 +44,9 @@ FLAGS = {
         "--select",
     },
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
-    "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"},
+    "export": COMMON
+    | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
+    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device"},
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},
