@@ -2,6 +2,7 @@
 
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from distilltool.precisions import Given
 
@@ -19,4 +20,5 @@ def fp16(given: Given) -> onnx.ModelProto:
     once = {tuple(node.output): node for node in model.graph.node}  # it repeats a cast for each node that stays
     del model.graph.node[:]
     model.graph.node.extend(once.values())
+    OnnxModel(model).topological_sort()
     return model

@@ -30,6 +30,9 @@ def int8_static(given: Given) -> onnx.ModelProto:
             reduce_range=given.saturates,
             op_types_to_quantize=list(WEIGHTED) if attends else None,
             nodes_to_exclude=list(given.leave),
-            extra_options={"CalibMovingAverage": True},  # an odd image widens no range
+            extra_options={
+                "CalibMovingAverage": True,  # an odd image widens no range
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],  # of the head; others are read in 8 bits
+            },
         )
     return onnx.load(out)
