@@ -48,6 +48,7 @@ from distilltool.report import (
     LedgerVerifyReport,
     ParetoReport,
     QueryReport,
+    VerifyReport,
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
@@ -437,6 +438,7 @@ def export(
     smaller: float | None = None,
     mixed: bool = False,
     device: str = DEVICE,
+    vectors: str | Path | None = None,
     isolate: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -445,7 +447,7 @@ def export(
     precision: names of `distilltool.precisions`, None for what can pay here; float32 is always among them. What ranks
     worse than min_overlap (of its ten nearest with float32's) or max_drop (of the overlap with the teacher's) allow, or
     is neither faster than float32 nor at most `smaller` of its size, is reported and left out. mixed: layers that lose
-    most by 8 bits stay in float32. device: where they are timed.
+    most by 8 bits stay in float32. device: where they are timed. vectors: a folder of images whose vectors go along.
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
     onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
     process of its own is checked, but not timed.
@@ -489,8 +491,17 @@ def export(
         opset=opset,
         seconds=seconds,
         threads=threads,
+        gallery=images.find(Path(vectors)) if vectors is not None else (),
         progress=watch,
     )
+
+
+def verify(bundle: str | Path) -> VerifyReport:
+    """Recompute the hashes of a bundle and the vectors of the pictures it carries; its `faults` are empty where all is
+    well. Needs no torch."""
+    from distilltool.stages import verify as stage
+
+    return stage.verify(Path(bundle))
 
 
 def ledger_show(store: str | Path = STORE) -> LedgerShowReport:

@@ -54,7 +54,7 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         "- `deploy.py`: needs onnxruntime, numpy and Pillow: `python deploy.py student.onnx photo.jpg ...`",
         "- `report.json`: every figure of this page",
         "",
-        "Verify with `sha256sum student.onnx`.",
+        "Verify with `distilltool verify .`, which embeds the pictures in `golden/` too, or `sha256sum -c SHA256SUMS`.",
         "",
         "## Licence",
         "",

@@ -497,6 +497,10 @@ def export(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Leave the layers in fp32 that lose most by 8 bits, where that is needed.")
     ] = False,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images whose vectors go into the bundle.", show_default=False),
+    ] = None,
     device: Device = DEVICE,
     isolate: Isolate = False,
     json: Json = False,
@@ -520,9 +524,26 @@ def export(
             smaller=smaller,
             mixed=mixed,
             device=device,
+            vectors=vectors,
             isolate=isolate,
             progress=show,
         )
+
+    _run(work, json, quiet)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export wrote.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look whether a bundle is what was exported: its hashes, and its vectors of the pictures it carries."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.verify(bundle)
 
     _run(work, json, quiet)
 

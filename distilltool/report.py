@@ -291,6 +291,30 @@ class ExportReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenReport:
+    """What a file of a bundle makes of the golden pictures, beside what is expected of it. difference_max: in a
+    coordinate."""
+
+    file: str
+    pictures: int
+    cosine_min: float
+    difference_max: float
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """What `verify` found. files: whose hashes were recomputed; golden: one for each graph, none where files differ;
+    faults: what is wrong, none where all is well."""
+
+    bundle: str
+    files: int
+    golden: tuple[GoldenReport, ...]
+    faults: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerTeacher:
     """What one ledger holds of one teacher. name: its file's, empty where unknown; source: who said the preprocessing;
     asked: questions for these answers; spent: for its file, whatever the output, probes included; times in UTC, ISO

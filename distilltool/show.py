@@ -129,12 +129,12 @@ class Show:
 
     def exit_code(self, result: Any) -> Exit:
         """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
-        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport
+        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport, VerifyReport
 
         if isinstance(result, InspectReport) and result.problem is not None:
             return Exit.FIX
 
-        if isinstance(result, LedgerVerifyReport) and result.faults:
+        if isinstance(result, LedgerVerifyReport | VerifyReport) and result.faults:
             return Exit.FIX
         if isinstance(result, ExportReport) and any(one.status != "accepted" and one.asked for one in result.variants):
             return Exit.GATE
@@ -161,6 +161,7 @@ class Show:
                 report.LedgerShowReport: self._ledger_show,
                 report.LedgerVerifyReport: self._ledger_verify,
                 report.LedgerExportReport: self._ledger_export,
+                report.VerifyReport: self._verify,
                 dict: self._recipes,
             }
             tables[type(result)](result)
@@ -421,6 +422,18 @@ class Show:
         self._console.print(
             f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {_safe(found.store)}", style="dim"
         )
+
+    def _verify(self, found: Any) -> None:
+        for one in found.faults:
+            self._console.print(f"[red]fault[/] {_safe(one)}", soft_wrap=True)
+        for one in found.golden:
+            same = "[green]the same vectors[/]" if one.same else "[red]other vectors[/]"
+            said = f"{one.pictures} pictures, cosine {one.cosine_min:.5f} or more"
+            self._console.print(f"{_safe(one.file)}: {same} ({said})", soft_wrap=True)
+        if not found.faults:
+            self._console.print(
+                f"[green]sound[/] {found.files} files as exported: {_safe(found.bundle)}", soft_wrap=True
+            )
 
     def _ledger_verify(self, found: Any) -> None:
         counts = f"{found.done:,} answers of {_teachers(found.teachers)}, {found.failed:,} failed"

@@ -46,7 +46,8 @@ FLAGS = {
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
-    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device"},
+    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors"},
+    "verify": COMMON,
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},

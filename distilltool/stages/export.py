@@ -14,7 +14,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from distilltool import __version__, deploy, images, latency, metrics, precisions, quantising
+from distilltool import __version__, deploy, golden, images, latency, metrics, precisions, quantising
+from distilltool import bundle as contents
 from distilltool.card import render_card
 from distilltool.defaults import DEVICE, MAX_DROP, MIN_OVERLAP
 from distilltool.embedder import unit
@@ -38,6 +39,16 @@ CALIBRATED_AT_ONCE = 8
 PRODUCTS = 0.5  # share of the weights in matrix products from which int8-dynamic is tried unasked
 STRETCHES = (0.1, 0.2, 0.4)  # shares of the layers left in float32 where --mixed is asked for
 INFINITE = "its vectors are not finite"
+EMBEDDED_AT_ONCE = 32
+ALONGSIDE = (
+    "card.md",
+    "deploy.py",
+    "config.json",
+    "preprocessor_config.json",
+    "vectors.npy",
+    "vectors.json",
+    contents.SUMS,
+)
 PRECISION_KEY = "distilltool.precision"
 
 
@@ -104,12 +115,13 @@ def export(
     opset: int,
     seconds: float,
     threads: int,
+    gallery: Sequence[Path] = (),
     progress: Progress,
 ) -> ExportReport:
     """Fill the folder `bundle`; what is no better than float32, or ranks worse, is rejected and left out of it.
 
     teacher: opened with `threads` and timed beside the student; None, or one in a process of its own, is not timed.
-    seconds: for the latency measurement.
+    seconds: for the latency measurement. gallery: images whose vectors go into the bundle.
     """
     began = time.perf_counter()
     manifest = read_json(run.manifest)
@@ -135,6 +147,11 @@ def export(
     if variants[0].status == "accepted":
         shutil.copyfile(deploy.__file__, bundle / "deploy.py")
         write_text(bundle / "card.md", render_card(report, manifest, student.card))
+        _write_hub(bundle, student.card, manifest)
+        _write_golden(bundle, student, variants)
+        if gallery:
+            _write_vectors(bundle, gallery, student.card, progress)
+        contents.seal(bundle)
     progress.advance(1, "done")
     progress.end()
     return report
@@ -251,6 +268,48 @@ def _calibration(student: TorchEmbedder, manifest: dict[str, Any]) -> Iterator[N
             yield rows
 
 
+def _write_hub(bundle: Path, card: StudentCard, manifest: dict[str, Any]) -> None:
+    """What the hub and its libraries look for beside a model."""
+    write_json(bundle / "preprocessor_config.json", contents.preprocessor_config(card.preprocess))
+    write_json(bundle / "config.json", contents.config(card, manifest["teacher"]["sha256"], __version__))
+
+
+def _write_golden(bundle: Path, student: TorchEmbedder, variants: Sequence[VariantReport]) -> None:
+    """The golden pictures, and what the trained student and every file that ships make of them."""
+    pictures = golden.draw(bundle / golden.FOLDER)
+    rows, _ = images.load(pictures, student.preprocess)
+    found = {golden.TRAINED: student.embed(rows)}
+    for one in variants:
+        if one.status == "accepted":
+            found[one.file] = deploy.Student(bundle / one.file).embed(pictures)
+    with (bundle / golden.FOLDER / golden.VECTORS).open("wb") as file:
+        np.savez(file, **found)  # type: ignore[arg-type]
+
+
+def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, progress: Progress) -> None:
+    """`vectors.npy`, (N, D) float32 of length 1, and in `vectors.json` whose they are and in which space."""
+    exported = open_teacher(bundle / "student.onnx")
+    parts, names = [np.zeros((0, card.dim), np.float32)], list[str]()
+    progress.begin("embedding images", len(gallery), "images")
+    for at in range(0, len(gallery), EMBEDDED_AT_ONCE):
+        some = gallery[at : at + EMBEDDED_AT_ONCE]
+        rows, skipped = images.load(some, exported.preprocess)
+        lost = {one.path for one in skipped}
+        names += [path.name for path in some if str(path) not in lost]
+        parts += [exported.embed(rows)] if len(rows) else []
+        for one in skipped:
+            progress.warn(f"{one.path} {one.reason}")
+        progress.advance(len(some))
+    progress.end()
+    write_bytes(bundle / "vectors.npy", lambda fresh: _save(fresh, np.concatenate(parts)))
+    write_json(bundle / "vectors.json", {"space_id": card.space_id, "model": "student.onnx", "files": names})
+
+
+def _save(path: Path, values: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
 def _without_paths(report: ExportReport) -> ExportReport:
     """The report as it travels: nothing of the folders it was made in."""
     evaluations = tuple({**one, "data": Path(one["data"]).name, "skipped": []} for one in report.evaluations)
@@ -293,8 +352,9 @@ def _time(
 
 def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Path) -> tuple[VariantReport, ...]:
     """Move what is accepted into the bundle, from which everything of an earlier export goes first."""
-    for old in (*bundle.glob("student*.onnx"), bundle / "card.md", bundle / "deploy.py"):
+    for old in (*bundle.glob("student*.onnx"), *(bundle / name for name in ALONGSIDE)):
         old.unlink(missing_ok=True)  # nothing stays that this export does not vouch for
+    shutil.rmtree(bundle / golden.FOLDER, ignore_errors=True)
     size = made[0].file.stat().st_size
     found = []
     for variant, times, gain in zip(made, timed.variants, timed.gains, strict=True):
