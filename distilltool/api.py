@@ -437,6 +437,7 @@ def export(
     max_drop: float = MAX_DROP,
     smaller: float | None = None,
     mixed: bool = False,
+    image: str = "prepared",
     device: str = DEVICE,
     vectors: str | Path | None = None,
     isolate: bool = False,
@@ -447,7 +448,8 @@ def export(
     precision: names of `distilltool.precisions`, None for what can pay here; float32 is always among them. What ranks
     worse than min_overlap (of its ten nearest with float32's) or max_drop (of the overlap with the teacher's) allow, or
     is neither faster than float32 nor at most `smaller` of its size, is reported and left out. mixed: layers that lose
-    most by 8 bits stay in float32. device: where they are timed. vectors: a folder of images whose vectors go along.
+    most by 8 bits stay in float32. image: "any" adds a file that takes decoded images of any size. device: where they
+    are timed. vectors: a folder of images whose vectors go along.
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
     onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
     process of its own is checked, but not timed.
@@ -461,12 +463,15 @@ def export(
             raise DistillError(
                 f"there is no precision {name!r}", f"use auto, or some of {', '.join(precisions.names())}", Exit.USAGE
             )
+    if image not in ("prepared", "any"):
+        raise DistillError(f"--image {image} is neither of what a file can take", "use prepared or any", Exit.USAGE)
     wanted = stage.Wanted(
         precisions=None if precision is None else tuple(precision),
         min_overlap=min_overlap,
         max_drop=max_drop,
         smaller=smaller,
         mixed=mixed,
+        any_size=image == "any",
         device=device,
     )
     opened = open_run(Path(run))

@@ -106,6 +106,10 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
 
 def _file(variant: VariantReport) -> str:
     """A file's size, hash, and how near it is to the trained student."""
+    if variant.image == "any":
+        overlap = _interval(to_json(variant.overlap_at_10))
+        near = f"takes decoded images of any size; top-10 overlap with `{FP32}` {overlap}"
+        return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
     near = (
         f"smallest cosine to the trained student on image files {variant.parity['cosine_min']:.6f}"
         if variant.faster_than_fp32 is None

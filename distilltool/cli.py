@@ -497,6 +497,12 @@ def export(
     mixed: Annotated[
         bool, typer.Option("--mixed", help="Leave the layers in fp32 that lose most by 8 bits, where that is needed.")
     ] = False,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="prepared|any", help="any: also a file that takes decoded images of any size and resizes them."
+        ),
+    ] = "prepared",
     vectors: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Images whose vectors go into the bundle.", show_default=False),
@@ -525,6 +531,7 @@ def export(
             mixed=mixed,
             device=device,
             vectors=vectors,
+            image=image,
             isolate=isolate,
             progress=show,
         )

@@ -258,7 +258,8 @@ class VariantReport:
     overlap_at_10: with the float32 file's ranking, of that with the torch student's; fidelity: of the teacher's ten
     nearest, the share it finds, and fidelity_loss: how much less of them than float32, both None where the teacher's
     answers are not at hand; faster_than_fp32: in the same run; left_in_float: nodes of an 8-bit graph that were left in
-    float32 for what they would lose; asked: for by name, so that its rejection is a gate that failed.
+    float32 for what they would lose; asked: for by name, so that its rejection is a gate that failed; image: what it
+    takes, "prepared" ones or decoded ones of "any" size.
     """
 
     precision: str
@@ -276,6 +277,7 @@ class VariantReport:
     faster_than_fp32: Speedup | None = None
     left_in_float: int = 0
     asked: bool = True
+    image: str = "prepared"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -375,15 +375,12 @@ class Show:
 
     def _variant(self, table: Table, one: Any) -> None:
         """A row: how fast, how small and how good a file is, and whether it ships."""
-        if not one.latency:
-            table.add_row(one.precision, "", "", "", "", "[red]rejected[/]", style="dim")
-            return
-        ours, ratio = one.latency[0], one.latency[0].speedup
-        mixed = " mixed" if one.left_in_float else ""
+        ratio = one.latency[0].speedup if one.latency else None
+        more = " mixed" if one.left_in_float else " any size" if one.image == "any" else ""
         shipped = one.status == "accepted"
         table.add_row(
-            one.precision + mixed,
-            f"{ours.p50_ms:.2f}",
+            one.precision + more,
+            f"{one.latency[0].p50_ms:.2f}" if one.latency else "",
             "" if ratio is None else f"[bold]{ratio.value:.1f}[/] ({ratio.low:.1f}–{ratio.high:.1f})",
             _megabytes(one.bytes),
             "" if one.fidelity is None else _percent(one.fidelity),

@@ -46,7 +46,7 @@ FLAGS = {
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
-    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors"},
+    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
     "verify": COMMON,
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
@@ -164,6 +164,7 @@ VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", 
     "faster_than_fp32",
     "left_in_float",
     "asked",
+    "image",
 }
 LATENCY = {
     "device",

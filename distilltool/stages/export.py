@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from distilltool import __version__, deploy, golden, images, latency, metrics, precisions, quantising
 from distilltool import bundle as contents
+from distilltool.any_size import any_size
 from distilltool.card import render_card
 from distilltool.defaults import DEVICE, MAX_DROP, MIN_OVERLAP
+from distilltool.deploy import IMAGE_KEY
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.latency import Timed
@@ -40,6 +42,7 @@ PRODUCTS = 0.5  # share of the weights in matrix products from which int8-dynami
 STRETCHES = (0.1, 0.2, 0.4)  # shares of the layers left in float32 where --mixed is asked for
 INFINITE = "its vectors are not finite"
 EMBEDDED_AT_ONCE = 32
+ANY_SIZE = "student.any.onnx"
 ALONGSIDE = (
     "card.md",
     "deploy.py",
@@ -58,8 +61,8 @@ class Wanted:
 
     precisions: names; None for what can pay on this machine. min_overlap: of the ten nearest with float32's; max_drop:
     of the overlap with the teacher's ten nearest; smaller: share of float32's bytes from which a variant is welcome
-    though it is not faster, None for no such share. mixed: where 8 bits rank worse, leave layers in float32. device:
-    where they are timed.
+    though it is not faster, None for no such share. mixed: where 8 bits rank worse, leave layers in float32. any_size:
+    add a file that resizes images itself. device: where they are timed.
     """
 
     precisions: tuple[str, ...] | None = None
@@ -67,6 +70,7 @@ class Wanted:
     max_drop: float = MAX_DROP
     smaller: float | None = None
     mixed: bool = False
+    any_size: bool = False
     device: str = DEVICE
 
 
@@ -134,7 +138,10 @@ def export(
         progress.advance(1, "timing")
         timed = _time(made, teacher, bench.paths[0], wanted.device, seconds, threads)
         progress.advance(1, "writing")
+        plain = onnx.load(made[0].file) if wanted.any_size and not made[0].judged.reason else None
         variants = (*_shipped(made, timed, wanted, bundle), *(_missing(*one) for one in refused.items()))
+        if plain is not None:
+            variants += (_ship_any_size(plain, bench, wanted, bundle),)
     report = ExportReport(
         bundle=str(bundle),
         variants=variants,
@@ -366,6 +373,29 @@ def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Pat
         if not reason:
             variant.file.replace(bundle / variant.file.name)
     return tuple(found)
+
+
+def _ship_any_size(model: onnx.ModelProto, bench: Bench, wanted: Wanted, bundle: Path) -> VariantReport:
+    """The file that takes decoded images of any size, judged on them beside the one that takes prepared ones."""
+    whole = any_size(model, bench.student.preprocess)
+    said = {
+        one.key: one.value for one in model.metadata_props if one.key != METADATA_KEY
+    }  # nobody is to prepare images
+    onnx.helper.set_model_props(whole, {**said, IMAGE_KEY: "any"})
+    onnx.checker.check_model(whole, full_check=True)
+    file = bundle / ANY_SIZE
+    write_bytes(file, lambda fresh: onnx.save_model(whole, fresh))
+    reference, found = (
+        open_teacher(bundle / "student.onnx").embed(bench.images),
+        deploy.Student(file).embed(bench.paths),
+    )
+    judged = _judge(bench, found, reference)
+    variant = Variant(precision=FP32, file=file, opset=model.opset_import[0].version, judged=judged)
+    reason = _worse(judged, wanted)
+    report = replace(_told(variant, (), None, reason, asked=True), image="any")
+    if reason:
+        file.unlink()
+    return report
 
 
 def _told(
