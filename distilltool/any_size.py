@@ -19,8 +19,8 @@ def any_size(model: onnx.ModelProto, how: Preprocess) -> onnx.ModelProto:
     """Resizing as `how` says, then the student: `images` (N, H, W, 3) uint8 with N, H, W free → its embedding.
 
     model: takes `images` of `how.size`. Pixels are filtered as Pillow does, antialiased and rounded to bytes. A
-    stretched cut is resized as a whole and cut then: the same where its margins are whole pixels of the result, else with the
-    nearest that are. Raises DistillError for filters that ONNX does not have.
+    stretched cut is resized as a whole and cut then: the same where its margins are whole pixels of the result, else
+    with the nearest that are. Raises DistillError for filters that ONNX does not have.
     """
     if how.interpolation not in FILTERS:
         raise DistillError(
