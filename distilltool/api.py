@@ -22,6 +22,8 @@ from distilltool.defaults import (
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
+    MAX_DROP,
+    MIN_OVERLAP,
     MOST_QUERIES,
     OPSET,
     RECIPE,
@@ -50,6 +52,7 @@ from distilltool.report import (
     LedgerVerifyReport,
     ParetoReport,
     QueryReport,
+    VerifyReport,
     to_json,
 )
 from distilltool.rundir import RunDir, open_run, read_json, write_json
@@ -433,18 +436,48 @@ def export(
     opset: int = OPSET,
     seconds: float = LATENCY_SECONDS,
     threads: int = LATENCY_THREADS,
+    precision: Sequence[str] | None = None,
+    min_overlap: float = MIN_OVERLAP,
+    max_drop: float = MAX_DROP,
+    smaller: float | None = None,
+    mixed: bool = False,
+    image: str = "prepared",
+    device: str = DEVICE,
+    vectors: str | Path | None = None,
     isolate: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Write a finished run's student as one ONNX file with its card, its checks and its latency beside the teacher's.
+    """Write a finished run's student as ONNX files with its card, its checks and its latency beside the teacher's.
 
+    precision: names of `distilltool.precisions`, None for what can pay here; float32 is always among them. What ranks
+    worse than min_overlap (of its ten nearest with float32's) or max_drop (of the overlap with the teacher's) allow, or
+    is neither faster than float32 nor at most `smaller` of its size, is reported and left out. mixed: layers that lose
+    most by 8 bits stay in float32. image: "any" adds a file that takes decoded images of any size. device: where they
+    are timed. vectors: a folder of images whose vectors go along.
     bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
     onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
     process of its own is checked, but not timed.
     """
+    from distilltool import precisions
     from distilltool.stages import export as stage
 
     watch = progress or Silent()
+    for name in precision or ():
+        if name not in precisions.names():
+            raise DistillError(
+                f"there is no precision {name!r}", f"use auto, or some of {', '.join(precisions.names())}", Exit.USAGE
+            )
+    if image not in ("prepared", "any"):
+        raise DistillError(f"--image {image} is neither of what a file can take", "use prepared or any", Exit.USAGE)
+    wanted = stage.Wanted(
+        precisions=None if precision is None else tuple(precision),
+        min_overlap=min_overlap,
+        max_drop=max_drop,
+        smaller=smaller,
+        mixed=mixed,
+        any_size=image == "any",
+        device=device,
+    )
     opened = open_run(Path(run))
     student = load_student(run)
     asked = None
@@ -452,7 +485,8 @@ def export(
     if is_address(before) or is_vectors(Path(before)):
         watch.note("the teacher is no file that could run here, so the student is timed alone")
     elif teacher is not None or Path(before).is_file():
-        asked = _teacher_of([opened], teacher, TeacherOptions(isolate=isolate), TIMEOUT, watch, threads=threads)
+        options = TeacherOptions(isolate=isolate, device=device)
+        asked = _teacher_of([opened], teacher, options, TIMEOUT, watch, threads=threads)
         if isinstance(asked, OnnxEmbedder) and asked.model.ready is None:
             watch.note("the teacher runs isolated, in a process of its own, so the student is timed alone")
     else:
@@ -462,9 +496,11 @@ def export(
         student,
         asked if isinstance(asked, OnnxEmbedder) else None,  # what is no file here cannot be timed here
         Path(bundle) if bundle else opened.bundle,
+        wanted,
         opset=opset,
         seconds=seconds,
         threads=threads,
+        gallery=images.find(Path(vectors)) if vectors is not None else (),
         progress=watch,
     )
 
@@ -549,6 +585,14 @@ def _check_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise DistillError(f"{path} cannot be written ({error.strerror})", "choose a writable file") from None
+
+
+def verify(bundle: str | Path) -> VerifyReport:
+    """Recompute the hashes of a bundle and the vectors of the pictures it carries; its `faults` are empty where all is
+    well. Needs no torch."""
+    from distilltool.stages import verify as stage
+
+    return stage.verify(Path(bundle))
 
 
 def ledger_show(store: str | Path = STORE) -> LedgerShowReport:

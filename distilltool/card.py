@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from distilltool.names import printable
-from distilltool.report import ExportReport, to_json
+from distilltool.precisions import FP32
+from distilltool.report import ExportReport, VariantReport, to_json
 from distilltool.student import StudentCard
 
 
@@ -48,13 +49,12 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         "",
         "## Files and hashes",
         "",
-        f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; smallest "
-        f"cosine to the trained student on image files {variant.parity['cosine_min']:.6f}",
+        *(_file(one) for one in report.variants if one.status == "accepted"),
         f"- teacher: sha256 `{teacher['sha256']}`",
         "- `deploy.py`: needs onnxruntime, numpy and Pillow: `python deploy.py student.onnx photo.jpg ...`",
         "- `report.json`: every figure of this page",
         "",
-        "Verify with `sha256sum student.onnx`.",
+        "Verify with `distilltool verify .`, which embeds the pictures in `golden/` too, or `sha256sum -c SHA256SUMS`.",
         "",
         "## Licence",
         "",
@@ -104,9 +104,25 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
     )
 
 
+def _file(variant: VariantReport) -> str:
+    """A file's size, hash, and how near it is to the trained student."""
+    if variant.image == "any":
+        overlap = _interval(to_json(variant.overlap_at_10))
+        near = f"takes decoded images of any size; top-10 overlap with `{FP32}` {overlap}"
+        return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
+    near = (
+        f"smallest cosine to the trained student on image files {variant.parity['cosine_min']:.6f}"
+        if variant.faster_than_fp32 is None
+        else f"top-10 overlap with `{FP32}` {_interval(to_json(variant.overlap_at_10))}, "
+        f"{variant.faster_than_fp32.value:.2f} times as fast"
+    )
+    return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
+
+
 def _latency(report: ExportReport) -> list[str]:
     rows = ["| model | threads | p50 ms | p90 ms | p99 ms | images/s | times faster |", "|---|---|---|---|---|---|---|"]
-    named = [("student", one) for variant in report.variants for one in to_json(variant.latency)]
+    shipped = [one for one in report.variants if one.status == "accepted"]
+    named = [(f"student {one.precision}", times) for one in shipped for times in to_json(one.latency)]
     named += [("teacher", one) for one in report.teacher["latency"]]
     for name, one in named:
         faster = f"{one['speedup']['value']:.2f}" if one.get("speedup") else ""

@@ -16,6 +16,8 @@ from distilltool.defaults import (
     EVALUATION_STORE,
     LATENCY_SECONDS,
     LATENCY_THREADS,
+    MAX_DROP,
+    MIN_OVERLAP,
     MOST_QUERIES,
     OPSET,
     RECIPE,
@@ -472,6 +474,43 @@ def export(
     opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime when timing.")] = LATENCY_THREADS,
     seconds: Annotated[float, typer.Option(min=1, help="Time for the latency measurement.")] = LATENCY_SECONDS,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|NAME,NAME",
+            help="Beside fp32: fp16, int8-static, int8-dynamic; auto tries what can pay on this machine.",
+        ),
+    ] = "auto",
+    min_overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Least overlap of a variant's ten nearest with those of fp32.")
+    ] = MIN_OVERLAP,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Most that a variant may lose of the teacher's ten nearest.")
+    ] = MAX_DROP,
+    smaller: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Ship a variant that is not faster where its file is at most this share of fp32's.",
+            show_default=False,
+        ),
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Leave the layers in fp32 that lose most by 8 bits, where that is needed.")
+    ] = False,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="prepared|any", help="any: also a file that takes decoded images of any size and resizes them."
+        ),
+    ] = "prepared",
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images whose vectors go into the bundle.", show_default=False),
+    ] = None,
+    device: Device = DEVICE,
     isolate: Isolate = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -488,6 +527,14 @@ def export(
             opset=opset,
             threads=threads,
             seconds=seconds,
+            precision=_precisions(precision),
+            min_overlap=min_overlap,
+            max_drop=max_drop,
+            smaller=smaller,
+            mixed=mixed,
+            device=device,
+            vectors=vectors,
+            image=image,
             isolate=isolate,
             progress=show,
         )
@@ -610,6 +657,22 @@ def bench(
             markdown=markdown,
             progress=show,
         )
+
+    _run(work, json, quiet)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export wrote.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look whether a bundle is what was exported: its hashes, and its vectors of the pictures it carries."""
+
+    def work(show: "Show") -> Any:
+        from distilltool import api
+
+        return api.verify(bundle)
 
     _run(work, json, quiet)
 
@@ -802,6 +865,11 @@ def _whole_numbers(flag: str, text: str | None) -> list[int]:
     if not all(re.fullmatch(r"[1-9]\d{0,5}", piece) for piece in pieces):
         raise DistillError(f"{flag} {text} is no list of whole numbers", f"write {flag} 512,128,32", Exit.USAGE)
     return [int(piece) for piece in pieces]
+
+
+def _precisions(text: str) -> list[str] | None:
+    """fp32,int8-static as names; None for auto."""
+    return None if text.strip() == "auto" else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _run(work: Callable[["Show"], Any], json: bool, quiet: bool) -> None:

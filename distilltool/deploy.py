@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 80_000_000  # below Pillow's own limit, so that a bomb is refused before it is unpacked
 LARGE_PIXELS = 20_000_000  # where it matters how many are in memory at once
 STRIP = 512  # rows
+IMAGE_KEY = "distilltool.image"  # in the metadata of a file that resizes images itself
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
@@ -101,14 +102,17 @@ class Student:
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         metadata = self.session.get_modelmeta().custom_metadata_map
-        self.spec = json.loads(metadata["distilltool.preprocess"])
+        resizes = metadata.get(IMAGE_KEY) == "any"
+        self.spec = None if resizes else json.loads(metadata["distilltool.preprocess"])
         self.space_id = metadata["distilltool.space_id"]
 
     def embed(self, images: Sequence[str | Path], batch: int = 32) -> NDArray[np.float32]:
         """Embed image files → (N, D) float32 of length 1."""
         name, parts = self.session.get_inputs()[0].name, []
+        batch = batch if self.spec else 1  # images of one size alone share a batch
         for at in range(0, len(images), batch):
-            rows = np.stack([resize(open_rgb(image), self.spec) for image in images[at : at + batch]])
+            decoded = [open_rgb(image) for image in images[at : at + batch]]
+            rows = np.stack([resize(image, self.spec) if self.spec else np.asarray(image) for image in decoded])
             parts.append(np.asarray(self.session.run(None, {name: rows})[0]))
         return np.concatenate(parts)
 

@@ -90,12 +90,14 @@ def speedup(model: Timed, baseline: Timed) -> Speedup:
     )
 
 
-def summarise(timed: Timed, *, provider: str, threads: int, batch: int, ratio: Speedup | None) -> LatencyReport:
+def summarise(
+    timed: Timed, *, provider: str, threads: int, batch: int, ratio: Speedup | None, device: str = "cpu"
+) -> LatencyReport:
     """Percentiles in milliseconds; those the samples do not earn are None."""
     ms = timed.samples * 1000
     earned = percentiles(ms)
     return LatencyReport(
-        device="cpu",
+        device=device,
         provider=provider,
         threads=threads,
         batch=batch,
@@ -113,6 +115,12 @@ def summarise(timed: Timed, *, provider: str, threads: int, batch: int, ratio: S
 def percentiles(ms: NDArray[np.float64]) -> dict[int, float | None]:
     """p90, p95 and p99; those that the samples do not earn are None."""
     return {p: float(np.percentile(ms, p)) if len(ms) >= n else None for p, n in EARNED.items()}
+
+
+def saturates() -> bool:
+    """Whether this processor adds products of 8 bits in 16, as x86 does without VNNI or AMX: sums may then overflow."""
+    without = not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine()["vector"])
+    return platform.machine().lower() in ("x86_64", "amd64") and without
 
 
 def machine() -> dict[str, Any]:

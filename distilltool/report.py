@@ -253,7 +253,14 @@ class LatencyReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantReport:
-    """One exported file and how it was judged."""
+    """One exported file and how it was judged.
+
+    overlap_at_10: with the float32 file's ranking, of that with the torch student's; fidelity: of the teacher's ten
+    nearest, the share it finds, and fidelity_loss: how much less of them than float32, both None where the teacher's
+    answers are not at hand; faster_than_fp32: in the same run; left_in_float: nodes of an 8-bit graph that were left in
+    float32 for what they would lose; asked: for by name, so that its rejection is a gate that failed; image: what it
+    takes, "prepared" ones or decoded ones of "any" size.
+    """
 
     precision: str
     file: str
@@ -265,6 +272,12 @@ class VariantReport:
     parity: dict[str, float]
     overlap_at_10: Interval
     latency: tuple[LatencyReport, ...]
+    fidelity: Interval | None = None
+    fidelity_loss: Interval | None = None
+    faster_than_fp32: Speedup | None = None
+    left_in_float: int = 0
+    asked: bool = True
+    image: str = "prepared"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -383,6 +396,30 @@ class BenchReport:
     energy: str | None
     machine: dict[str, Any]
     created: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenReport:
+    """What a file of a bundle makes of the golden pictures, beside what is expected of it. difference_max: in a
+    coordinate."""
+
+    file: str
+    pictures: int
+    cosine_min: float
+    difference_max: float
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """What `verify` found. files: whose hashes were recomputed; golden: one for each graph, none where files differ;
+    faults: what is wrong, none where all is well."""
+
+    bundle: str
+    files: int
+    golden: tuple[GoldenReport, ...]
+    faults: tuple[str, ...]
     seconds: float
 
 

@@ -76,6 +76,11 @@ class RunDir:
         return self.root / "architecture.onnx"
 
     @property
+    def answers(self) -> Path:
+        """The teacher's vectors of the held-out images, in the manifest's order."""
+        return self.root / "held_out.npy"
+
+    @property
     def pixels(self) -> Path:
         return self.root / "cache" / "pixels.npy"
 
@@ -133,6 +138,7 @@ class RunDir:
             self.weights,
             self.architecture,
             self.card,
+            self.answers,
         ):
             path.unlink(missing_ok=True)
         for folder in (self.evaluations, self.bundle):

@@ -129,15 +129,15 @@ class Show:
 
     def exit_code(self, result: Any) -> Exit:
         """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
-        from distilltool.report import BenchReport, ExportReport, InspectReport, LedgerVerifyReport
+        from distilltool.report import BenchReport, ExportReport, InspectReport, LedgerVerifyReport, VerifyReport
 
         if isinstance(result, InspectReport) and result.problem is not None:
             return Exit.FIX
         if isinstance(result, BenchReport):
             return _bench_exit(result)
-        if isinstance(result, LedgerVerifyReport) and result.faults:
+        if isinstance(result, LedgerVerifyReport | VerifyReport) and result.faults:
             return Exit.FIX
-        if isinstance(result, ExportReport) and any(one.status != "accepted" for one in result.variants):
+        if isinstance(result, ExportReport) and any(one.status != "accepted" and one.asked for one in result.variants):
             return Exit.GATE
         return Exit.DONE
 
@@ -163,6 +163,7 @@ class Show:
                 report.LedgerShowReport: self._ledger_show,
                 report.LedgerVerifyReport: self._ledger_verify,
                 report.LedgerExportReport: self._ledger_export,
+                report.VerifyReport: self._verify,
                 dict: self._recipes,
             }
             tables[type(result)](result)
@@ -347,64 +348,58 @@ class Show:
 
     def _export(self, found: Any) -> None:
         self._console.print("[bold]The student beside its teacher[/]")
-        table = Table()
-        table.add_column("", no_wrap=True)
-        table.add_column("teacher", justify="right")
-        table.add_column("student", justify="right")
-        table.add_column("", justify="left")
-        variant, teacher = found.variants[0], found.teacher
         for evaluation in found.evaluations:
-            self._export_quality(table, evaluation)
-        ours = variant.latency[0]
-        theirs = teacher["latency"][0] if teacher["latency"] else None
-        factor = (
-            f"{ours.speedup.value:.1f}× faster ({ours.speedup.low:.1f} to {ours.speedup.high:.1f})"
-            if ours.speedup
-            else ""
-        )
-        for key, label in (("p50_ms", "ms p50"), ("p90_ms", "ms p90"), ("p99_ms", "ms p99")):
-            cells = [None if theirs is None else theirs[key], getattr(ours, key)]
-            table.add_row(label, *(f"{cell:.2f}" if cell is not None else "–" for cell in cells), factor)
-            factor = ""
-        size = teacher["bytes"]  # 0 where the teacher is no file
-        table.add_row(
-            "MB",
-            f"{size / 1e6:.1f}" if size else "–",
-            f"{variant.bytes / 1e6:.1f}",
-            _times(size / variant.bytes, "smaller", "larger") if size else "",
-        )
+            self._export_quality(evaluation)
+        table = Table()
+        for name in ("", "ms p50", "× faster", "MB", "top-10 kept", ""):
+            table.add_column(name, justify="left" if not name else "right")
+        for one in found.teacher["latency"]:
+            table.add_row("teacher", f"{one['p50_ms']:.2f}", "", _megabytes(found.teacher["bytes"]))
+        for one in found.variants:
+            self._variant(table, one)
         self._console.print(table)
+        first, size = found.variants[0], found.teacher["bytes"]
+        ours = first.latency[0]
         threads = f"{ours.threads} thread" + ("s" if ours.threads > 1 else "")
+        smaller = f"; fp32 is {_times(size / first.bytes, 'smaller', 'larger')} than the teacher" if size else ""
         self._console.print(
-            f"onnxruntime on the CPU, {threads}, batch {ours.batch}, {ours.n:,} runs of the student in alternating "
-            f"blocks; cosine of exported to trained student {variant.parity['cosine_min']:.4f} or more",
+            f"onnxruntime on {_safe(ours.device)}, {threads}, batch {ours.batch}, {ours.n:,} runs of fp32, in turns; "
+            f"cosine of fp32 to the trained student {first.parity['cosine_min']:.4f} or more{smaller}",
             style="dim",
         )
-        if variant.status == "accepted":
-            self._console.print(
-                f"[green]shipped[/] {_safe(str(Path(found.bundle) / variant.file))} with card.md and deploy.py"
-            )
-        else:
-            self._console.print(f"[red]rejected[/] {variant.precision}: {_safe(variant.reason)}; nothing was shipped")
+        for one in found.variants:
+            file, beside = Path(found.bundle) / one.file, " with card.md and deploy.py" if one is first else ""
+            if one.status == "accepted":
+                self._console.print(f"[green]shipped[/] {_safe(str(file))}{beside}", soft_wrap=True)
+            else:
+                left = "; nothing was shipped" if one is first else ""
+                self._console.print(f"[red]rejected[/] {one.precision}: {_safe(one.reason)}{left}", soft_wrap=True)
 
-    def _export_quality(self, table: Table, evaluation: dict[str, Any]) -> None:
-        teacher, student = evaluation["models"][:2]
-        data = Path(evaluation["data"]).name
-        for key in ("map", "recall@1"):
-            if key in student["metrics"]:
-                kept = student["retention"][key]
-                table.add_row(
-                    f"{LABELS[key]} {_safe(data)}",
-                    _figure(teacher["metrics"][key]["value"]),
-                    _figure(student["metrics"][key]["value"]),
-                    _percent_of(kept) + " kept",
-                )
+    def _variant(self, table: Table, one: Any) -> None:
+        """A row: how fast, how small and how good a file is, and whether it ships."""
+        ratio = one.latency[0].speedup if one.latency else None
+        more = " mixed" if one.left_in_float else " any size" if one.image == "any" else ""
+        shipped = one.status == "accepted"
         table.add_row(
-            f"top-10 {_safe(data)}",
-            "",
-            _figure(student["fidelity"]["overlap@10"]["value"]),
-            "of the teacher's neighbours",
+            one.precision + more,
+            f"{one.latency[0].p50_ms:.2f}" if one.latency else "",
+            "" if ratio is None else f"[bold]{ratio.value:.1f}[/] ({ratio.low:.1f}–{ratio.high:.1f})",
+            _megabytes(one.bytes),
+            "" if one.fidelity is None else _percent(one.fidelity),
+            "[green]shipped[/]" if shipped else "[red]rejected[/]",
+            style=None if shipped else "dim",
         )
+
+    def _export_quality(self, evaluation: dict[str, Any]) -> None:
+        """What `eval` found, a line for each figure."""
+        teacher, student = evaluation["models"][:2]
+        data = _safe(Path(evaluation["data"]).name)
+        said = []
+        for key in ("map", "recall@1") if student["metrics"] else ():
+            ours, theirs = (_figure(one["metrics"][key]["value"]) for one in (student, teacher))
+            said.append(f"{LABELS[key]} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")
+        said.append(f"overlap@10 {_figure(student['fidelity']['overlap@10']['value'])}")
+        self._console.print(f"{data}: " + "; ".join(said), soft_wrap=False)
 
     def _bench(self, found: Any) -> None:
         """A line for each way of running each model, then what came of it."""
@@ -448,6 +443,18 @@ class Show:
         self._console.print(
             f"{_teachers(len(found.teachers))}, {found.bytes / 1e6:,.1f} MB, {_safe(found.store)}", style="dim"
         )
+
+    def _verify(self, found: Any) -> None:
+        for one in found.faults:
+            self._console.print(f"[red]fault[/] {_safe(one)}", soft_wrap=True)
+        for one in found.golden:
+            same = "[green]the same vectors[/]" if one.same else "[red]other vectors[/]"
+            said = f"{one.pictures} pictures, cosine {one.cosine_min:.5f} or more"
+            self._console.print(f"{_safe(one.file)}: {same} ({said})", soft_wrap=True)
+        if not found.faults:
+            self._console.print(
+                f"[green]sound[/] {found.files} files as exported: {_safe(found.bundle)}", soft_wrap=True
+            )
 
     def _ledger_verify(self, found: Any) -> None:
         counts = f"{found.done:,} answers of {_teachers(found.teachers)}, {found.failed:,} failed"
@@ -562,6 +569,10 @@ def _percent(value: Any) -> str:
     if not math.isfinite(value.value):
         return "–"
     return f"{100 * value.value:.1f} % ±{50 * (value.high - value.low):.1f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}" if size else "–"
 
 
 def _figure(value: float | None) -> str:

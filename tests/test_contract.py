@@ -44,7 +44,10 @@ FLAGS = {
         "--select",
     },
     "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
-    "export": COMMON | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"},
+    "export": COMMON
+    | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
+    | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
+    "verify": COMMON,
     "bench": COMMON
     | {
         "--preprocess",
@@ -173,7 +176,14 @@ EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
 EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
-VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"}
+VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"} | {
+    "fidelity",
+    "fidelity_loss",
+    "faster_than_fp32",
+    "left_in_float",
+    "asked",
+    "image",
+}
 LATENCY = {
     "device",
     "provider",

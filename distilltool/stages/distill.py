@@ -43,6 +43,7 @@ VIEWS = 3  # altered views of each image, beside the plain one, that a map into 
 VIEWED = 4000  # images beyond which there are none
 POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
+CALIBRATED = 128  # images trained on that ranges of 8 bits can be taken from
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
 
@@ -560,7 +561,9 @@ def _finish(
         dims=recipe.student.dims,
     )
     write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
+    write_bytes(run.answers, lambda fresh: _write_array(fresh, answered.vectors[held]))
     paths = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if out]
+    seen = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if not out]
     write_json(
         run.manifest,
         {
@@ -576,6 +579,7 @@ def _finish(
                 "isolate": isolate,
             },
             "held_out": paths,
+            "calibration": [seen[at] for at in np.linspace(0, len(seen) - 1, min(len(seen), CALIBRATED)).astype(int)],
             "weights_sha256": images.digest(run.weights),
         },
     )
@@ -584,6 +588,11 @@ def _finish(
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def _write_array(path: Path, values: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def finished(run: RunDir) -> DistillReport:

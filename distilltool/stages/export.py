@@ -1,9 +1,10 @@
-"""Write a finished run's student as one ONNX file, check it against the student, time it beside its teacher."""
+"""Write a finished run's student as ONNX files, check them against the student, time them beside the teacher."""
 
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,99 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from distilltool import __version__, deploy, images, latency, metrics
+from distilltool import __version__, deploy, golden, images, latency, metrics, precisions, quantising
+from distilltool import bundle as contents
+from distilltool.any_size import any_size
 from distilltool.card import render_card
+from distilltool.defaults import DEVICE, MAX_DROP, MIN_OVERLAP
+from distilltool.deploy import IMAGE_KEY
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
+from distilltool.latency import Timed
 from distilltool.metrics import Task
 from distilltool.onnx_export import to_onnx
+from distilltool.precisions import FP32, Given
 from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
-from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport, to_json
+from distilltool.report import ExportReport, Interval, LatencyReport, Speedup, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
 from distilltool.student import StudentCard, TorchEmbedder
-from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, open_teacher
+from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
 
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
 MIN_COSINE = 0.999
-PARITY_IMAGES = 256
+JUDGED = 1000  # held-out images that variants are judged on
+CALIBRATED_AT_ONCE = 8
+PRODUCTS = 0.5  # share of the weights in matrix products from which int8-dynamic is tried unasked
+STRETCHES = (0.1, 0.2, 0.4)  # shares of the layers left in float32 where --mixed is asked for
+INFINITE = "its vectors are not finite"
+EMBEDDED_AT_ONCE = 32
+ANY_SIZE = "student.any.onnx"
+ALONGSIDE = (
+    "card.md",
+    "deploy.py",
+    "config.json",
+    "preprocessor_config.json",
+    "vectors.npy",
+    "vectors.json",
+    contents.SUMS,
+)
+PRECISION_KEY = "distilltool.precision"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """Which variants are to be made, and what is asked of them beside float32.
+
+    precisions: names; None for what can pay on this machine. min_overlap: of the ten nearest with float32's; max_drop:
+    of the overlap with the teacher's ten nearest; smaller: share of float32's bytes from which a variant is welcome
+    though it is not faster, None for no such share. mixed: where 8 bits rank worse, leave layers in float32. any_size:
+    add a file that resizes images itself. device: where they are timed.
+    """
+
+    precisions: tuple[str, ...] | None = None
+    min_overlap: float = MIN_OVERLAP
+    max_drop: float = MAX_DROP
+    smaller: float | None = None
+    mixed: bool = False
+    any_size: bool = False
+    device: str = DEVICE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """How an exported file compares with the torch student on image files."""
+    """How a file ranks held-out images: beside the torch student, float32 and the teacher."""
 
     cosine_min: float
     cosine_mean: float
     overlap: Interval
+    fidelity: Interval | None
+    loss: Interval | None
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """What files are judged on. vectors: the torch student's of these images, (N, D); answers: the teacher's, (N, E),
+    None where the run has none."""
+
+    student: TorchEmbedder
+    paths: tuple[Path, ...]
+    images: NDArray[np.uint8]
+    vectors: NDArray[np.float32]
+    answers: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A file that was made. left: layers of an 8-bit graph that stay in float32 though they could be quantised."""
+
+    precision: str
+    file: Path
+    opset: int
+    judged: Judged
+    left: int = 0
 
 
 def export(
@@ -47,53 +114,207 @@ def export(
     student: TorchEmbedder,
     teacher: OnnxEmbedder | None,
     bundle: Path,
+    wanted: Wanted,
     *,
     opset: int,
     seconds: float,
     threads: int,
+    gallery: Sequence[Path] = (),
     progress: Progress,
 ) -> ExportReport:
-    """Fill the folder `bundle`; a student that does not survive the export is rejected and left out of it.
+    """Fill the folder `bundle`; what is no better than float32, or ranks worse, is rejected and left out of it.
 
     teacher: opened with `threads` and timed beside the student; None, or one in a process of its own, is not timed.
-    seconds: for the latency measurement.
+    seconds: for the latency measurement. gallery: images whose vectors go into the bundle.
     """
     began = time.perf_counter()
     manifest = read_json(run.manifest)
-    paths = [Path(path) for path in manifest["held_out"] if Path(path).is_file()][:PARITY_IMAGES]
-    if not paths:
-        raise DistillError(
-            f"none of the held-out images of {run.root} is where it was, so nothing can be checked",
-            "run export where the images are",
-        )
-    progress.begin("exporting", 4, "steps")
-    fresh = bundle / ".student.onnx"
-    try:
-        write_bytes(fresh, lambda path: _write_onnx(student, manifest, opset, path))
-        progress.advance(1, "checking parity")
-        exported = open_teacher(fresh)
-        judged = _judge(student, exported, paths)
+    bench = _bench(run, student, manifest)
+    bundle.mkdir(parents=True, exist_ok=True)
+    progress.begin("exporting", 3, "steps")
+    with tempfile.TemporaryDirectory(prefix=".", dir=bundle) as folder:
+        made, refused = list[Variant](), dict[str, str]()
+        _make_all(made, refused, bench, manifest, wanted, opset, Path(folder), progress)
         progress.advance(1, "timing")
-        timed = _time(open_teacher(fresh, threads=threads), teacher, paths[0], seconds, threads)
+        timed = _time(made, teacher, bench.paths[0], wanted.device, seconds, threads)
         progress.advance(1, "writing")
-        variant = _ship(fresh, bundle / "student.onnx", judged, timed[0], opset)
-    finally:
-        fresh.unlink(missing_ok=True)
+        plain = onnx.load(made[0].file) if wanted.any_size and not made[0].judged.reason else None
+        variants = (*_shipped(made, timed, wanted, bundle), *(_missing(*one) for one in refused.items()))
+        if plain is not None:
+            variants += (_ship_any_size(plain, bench, wanted, bundle),)
     report = ExportReport(
         bundle=str(bundle),
-        variants=(variant,),
-        teacher=_teacher_facts(manifest, teacher, timed[1]),
+        variants=variants,
+        teacher=_teacher_facts(manifest, teacher, timed.teacher),
         machine=latency.machine(),
         evaluations=_evaluations(run),
         seconds=time.perf_counter() - began,
     )
     write_json(bundle / "report.json", to_json(_without_paths(report)))
-    if variant.status == "accepted":
+    if variants[0].status == "accepted":
         shutil.copyfile(deploy.__file__, bundle / "deploy.py")
         write_text(bundle / "card.md", render_card(report, manifest, student.card))
+        _write_hub(bundle, student.card, manifest)
+        _write_golden(bundle, student, variants)
+        if gallery:
+            _write_vectors(bundle, gallery, student.card, progress)
+        contents.seal(bundle)
     progress.advance(1, "done")
     progress.end()
     return report
+
+
+def _bench(run: RunDir, student: TorchEmbedder, manifest: dict[str, Any]) -> Bench:
+    """The held-out images that are still where they were."""
+    listed = [Path(path) for path in manifest["held_out"]][:JUDGED]
+    there = np.array([path.is_file() for path in listed], bool)
+    paths = tuple(path for path in listed if path.is_file())
+    if not paths:
+        raise DistillError(
+            f"none of the held-out images of {run.root} is where it was, so nothing can be checked",
+            "run export where the images are",
+        )
+    rows, skipped = images.load(paths, student.preprocess)
+    if skipped:
+        raise DistillError(f"{skipped[0].path} {skipped[0].reason}", "put the image back as it was")
+    answers = None
+    if run.answers.exists():
+        answers = np.load(run.answers, allow_pickle=False)[: len(there)][there]
+    return Bench(student=student, paths=paths, images=rows, vectors=student.embed(rows), answers=answers)
+
+
+def _make_all(
+    made: list[Variant],
+    refused: dict[str, str],
+    bench: Bench,
+    manifest: dict[str, Any],
+    wanted: Wanted,
+    opset: int,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Append the float32 file, and beside it what was asked for or can pay, judged but not yet timed.
+
+    refused: what was asked for and cannot be made, with the reason.
+    """
+    plain = folder / "student.onnx"
+    model = _write_onnx(bench.student, manifest, opset, plain)
+    first = open_teacher(plain)
+    made.append(Variant(precision=FP32, file=plain, opset=opset, judged=_judge_float32(bench, first)))
+    if made[0].judged.reason:
+        return
+    reference = first.embed(bench.images)
+    for name in _names(model, wanted):
+        progress.advance(0, name)
+        try:
+            made.append(_make(name, model, bench, reference, manifest, wanted, folder))
+        except DistillError as error:
+            if wanted.precisions is not None:
+                refused[name] = error.message
+
+
+def _names(model: onnx.ModelProto, wanted: Wanted) -> list[str]:
+    """Precisions to make beside float32: those asked for, or those that can pay.
+
+    On a GPU half precision; on a processor 8 bits, without calibration where most weights are in matrix products.
+    """
+    if wanted.precisions is not None:
+        return [name for name in dict.fromkeys(wanted.precisions) if name != FP32]
+    if wanted.device in ("cuda", "tensorrt"):
+        return ["fp16"]
+    kinds = quantising.weights_in(model, quantising.WEIGHTED)
+    products = quantising.weights_in(model, ("MatMul", "Gemm"), quantising.around(model))
+    return ["int8-static", *(["int8-dynamic"] if kinds and products >= PRODUCTS * kinds else [])]
+
+
+def _make(
+    name: str,
+    model: onnx.ModelProto,
+    bench: Bench,
+    reference: NDArray[np.float32],
+    manifest: dict[str, Any],
+    wanted: Wanted,
+    folder: Path,
+) -> Variant:
+    """A variant, judged. Raises DistillError where there is nothing to convert, or nothing that runs comes of it."""
+    make, within = precisions.find(name), folder / name
+    within.mkdir()
+    given = Given(
+        model=model,
+        batches=lambda: _calibration(bench.student, manifest),
+        leave=quantising.around(model),
+        saturates=latency.saturates(),
+        folder=within,
+    )
+    variant = _finish(name, make(given), bench, reference, folder)
+    for share in STRETCHES if wanted.mixed and name == "int8-static" else ():
+        if not _worse(variant.judged, wanted):
+            break
+        left = quantising.sensitive(given, onnx.load(variant.file), share)
+        mixed = replace(given, leave=(*given.leave, *left))
+        variant = replace(_finish(name, make(mixed), bench, reference, folder), left=len(left))
+    return variant
+
+
+def _finish(name: str, model: onnx.ModelProto, bench: Bench, reference: NDArray[np.float32], folder: Path) -> Variant:
+    """Write a variant and judge it."""
+    file = folder / f"student.{name}.onnx"
+    onnx.helper.set_model_props(model, {**{one.key: one.value for one in model.metadata_props}, PRECISION_KEY: name})
+    onnx.save_model(model, file)
+    opset = next(one.version for one in model.opset_import if one.domain == "")
+    judged = _judge(bench, open_teacher(file).embed(bench.images), reference)
+    return Variant(precision=name, file=file, opset=opset, judged=judged)
+
+
+def _calibration(student: TorchEmbedder, manifest: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    """Images trained on, a few at a time; held-out ones for a run that does not list them."""
+    listed = [Path(path) for path in manifest.get("calibration", manifest["held_out"]) if Path(path).is_file()]
+    for at in range(0, len(listed), CALIBRATED_AT_ONCE):
+        rows, _ = images.load(listed[at : at + CALIBRATED_AT_ONCE], student.preprocess)
+        if len(rows):
+            yield rows
+
+
+def _write_hub(bundle: Path, card: StudentCard, manifest: dict[str, Any]) -> None:
+    """What the hub and its libraries look for beside a model."""
+    write_json(bundle / "preprocessor_config.json", contents.preprocessor_config(card.preprocess))
+    write_json(bundle / "config.json", contents.config(card, manifest["teacher"]["sha256"], __version__))
+
+
+def _write_golden(bundle: Path, student: TorchEmbedder, variants: Sequence[VariantReport]) -> None:
+    """The golden pictures, and what the trained student and every file that ships make of them."""
+    pictures = golden.draw(bundle / golden.FOLDER)
+    rows, _ = images.load(pictures, student.preprocess)
+    found = {golden.TRAINED: student.embed(rows)}
+    for one in variants:
+        if one.status == "accepted":
+            found[one.file] = deploy.Student(bundle / one.file).embed(pictures)
+    with (bundle / golden.FOLDER / golden.VECTORS).open("wb") as file:
+        np.savez(file, **found)  # type: ignore[arg-type]
+
+
+def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, progress: Progress) -> None:
+    """`vectors.npy`, (N, D) float32 of length 1, and in `vectors.json` whose they are and in which space."""
+    exported = open_teacher(bundle / "student.onnx")
+    parts, names = [np.zeros((0, card.dim), np.float32)], list[str]()
+    progress.begin("embedding images", len(gallery), "images")
+    for at in range(0, len(gallery), EMBEDDED_AT_ONCE):
+        some = gallery[at : at + EMBEDDED_AT_ONCE]
+        rows, skipped = images.load(some, exported.preprocess)
+        lost = {one.path for one in skipped}
+        names += [path.name for path in some if str(path) not in lost]
+        parts += [exported.embed(rows)] if len(rows) else []
+        for one in skipped:
+            progress.warn(f"{one.path} {one.reason}")
+        progress.advance(len(some))
+    progress.end()
+    write_bytes(bundle / "vectors.npy", lambda fresh: _save(fresh, np.concatenate(parts)))
+    write_json(bundle / "vectors.json", {"space_id": card.space_id, "model": "student.onnx", "files": names})
+
+
+def _save(path: Path, values: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def _without_paths(report: ExportReport) -> ExportReport:
@@ -102,33 +323,148 @@ def _without_paths(report: ExportReport) -> ExportReport:
     return replace(report, bundle=Path(report.bundle).name, evaluations=evaluations)
 
 
-def _ship(fresh: Path, final: Path, judged: Judged, timed: tuple[LatencyReport, ...], opset: int) -> VariantReport:
-    accepted = judged.reason == ""
-    size, sha256 = fresh.stat().st_size, images.digest(fresh)
-    for old in (final, final.with_name("card.md"), final.with_name("deploy.py")):
-        old.unlink(missing_ok=True)  # of an earlier export: nothing stays that this one does not vouch for
-    if accepted:
-        fresh.replace(final)
-    return VariantReport(
-        precision="fp32",
-        file=final.name,
-        bytes=size,
-        sha256=sha256,
-        opset=opset,
-        status="accepted" if accepted else "rejected",
-        reason=judged.reason,
-        parity={"cosine_min": judged.cosine_min, "cosine_mean": judged.cosine_mean},
-        overlap_at_10=judged.overlap,
-        latency=timed,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Times:
+    """Latency of each variant, how much faster than float32 each is, and the teacher's latency."""
+
+    variants: tuple[tuple[LatencyReport, ...], ...]
+    gains: tuple[Speedup | None, ...]
+    teacher: tuple[LatencyReport, ...]
+
+
+def _time(
+    made: Sequence[Variant], teacher: OnnxEmbedder | None, path: Path, device: str, seconds: float, threads: int
+) -> _Times:
+    """Every variant and the teacher in turns at the teacher's batch, 1 where it is free; inputs ready."""
+    batch = (teacher.batch if teacher else None) or 1
+    opened = [open_teacher(one.file, TeacherOptions(device=device), threads=threads) for one in made]
+    runs = [_runner(one, path, batch) for one in opened]
+    theirs = _runner(teacher, path, batch) if teacher is not None else None
+    every = [run for run in (*runs, theirs) if run is not None]
+    found = latency.together(every, seconds / len(every)) if len(every) > 1 else [latency.alone(every[0], seconds)]
+    ours, base = found[: len(made)], found[len(made)] if theirs is not None else None
+
+    def said(one: Timed, embedder: OnnxEmbedder, baseline: Timed | None) -> LatencyReport:
+        ratio = latency.speedup(one, baseline) if baseline is not None else None
+        return latency.summarise(
+            one, device=device, provider=embedder.provider, threads=threads, batch=batch, ratio=ratio
+        )
+
+    return _Times(
+        variants=tuple((said(one, embedder, base),) for one, embedder in zip(ours, opened, strict=True)),
+        gains=(None, *(latency.speedup(one, ours[0]) for one in ours[1:])),
+        teacher=(said(base, teacher, None),) if base is not None and teacher is not None else (),
     )
 
 
-def _write_onnx(student: TorchEmbedder, manifest: dict[str, Any], opset: int, path: Path) -> None:
+def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Path) -> tuple[VariantReport, ...]:
+    """Move what is accepted into the bundle, from which everything of an earlier export goes first."""
+    for old in (*bundle.glob("student*.onnx"), *(bundle / name for name in ALONGSIDE)):
+        old.unlink(missing_ok=True)  # nothing stays that this export does not vouch for
+    shutil.rmtree(bundle / golden.FOLDER, ignore_errors=True)
+    size = made[0].file.stat().st_size
+    found = []
+    for variant, times, gain in zip(made, timed.variants, timed.gains, strict=True):
+        reason = variant.judged.reason or _worse(variant.judged, wanted)
+        if gain is not None and not reason:
+            reason = _not_worth(gain, variant.file.stat().st_size / size, wanted)
+        asked = variant.precision == FP32 or wanted.precisions is not None
+        found.append(_told(variant, times, gain, reason, asked))
+        if not reason:
+            variant.file.replace(bundle / variant.file.name)
+    return tuple(found)
+
+
+def _ship_any_size(model: onnx.ModelProto, bench: Bench, wanted: Wanted, bundle: Path) -> VariantReport:
+    """The file that takes decoded images of any size, judged on them beside the one that takes prepared ones."""
+    whole = any_size(model, bench.student.preprocess)
+    said = {
+        one.key: one.value for one in model.metadata_props if one.key != METADATA_KEY
+    }  # nobody is to prepare images
+    onnx.helper.set_model_props(whole, {**said, IMAGE_KEY: "any"})
+    onnx.checker.check_model(whole, full_check=True)
+    file = bundle / ANY_SIZE
+    write_bytes(file, lambda fresh: onnx.save_model(whole, fresh))
+    reference, found = (
+        open_teacher(bundle / "student.onnx").embed(bench.images),
+        deploy.Student(file).embed(bench.paths),
+    )
+    judged = _judge(bench, found, reference)
+    variant = Variant(precision=FP32, file=file, opset=model.opset_import[0].version, judged=judged)
+    reason = _worse(judged, wanted)
+    report = replace(_told(variant, (), None, reason, asked=True), image="any")
+    if reason:
+        file.unlink()
+    return report
+
+
+def _told(
+    variant: Variant, times: tuple[LatencyReport, ...], gain: Speedup | None, reason: str, asked: bool
+) -> VariantReport:
+    judged = variant.judged
+    return VariantReport(
+        precision=variant.precision,
+        file=variant.file.name,
+        bytes=variant.file.stat().st_size,
+        sha256=images.digest(variant.file),
+        opset=variant.opset,
+        status="rejected" if reason else "accepted",
+        reason=reason,
+        parity={"cosine_min": judged.cosine_min, "cosine_mean": judged.cosine_mean},
+        overlap_at_10=judged.overlap,
+        fidelity=judged.fidelity,
+        fidelity_loss=judged.loss,
+        latency=times,
+        faster_than_fp32=gain,
+        left_in_float=variant.left,
+        asked=asked,
+    )
+
+
+def _missing(name: str, reason: str) -> VariantReport:
+    """A variant that was asked for and could not be made."""
+    nothing = Interval(value=0.0, low=0.0, high=0.0)
+    return VariantReport(
+        precision=name,
+        file="",
+        bytes=0,
+        sha256="",
+        opset=0,
+        status="rejected",
+        reason=reason,
+        parity={},
+        overlap_at_10=nothing,
+        latency=(),
+    )
+
+
+def _worse(judged: Judged, wanted: Wanted) -> str:
+    """Why a variant ranks too differently; empty where it does not."""
+    if judged.reason:
+        return judged.reason
+    if judged.overlap.value < wanted.min_overlap:
+        return f"its ten nearest share {judged.overlap.value:.3f} with float32's, less than {wanted.min_overlap:g}"
+    if judged.loss is not None and judged.loss.value > wanted.max_drop:
+        return f"of the teacher's ten nearest it loses {judged.loss.value:.3f}, more than {wanted.max_drop:g}"
+    return ""
+
+
+def _not_worth(gain: Speedup, share: float, wanted: Wanted) -> str:
+    """Why a variant that ranks well does not pay; empty where it is certainly faster, or as small as was asked for."""
+    if gain.low > 1 or (wanted.smaller is not None and share <= wanted.smaller):
+        return ""
+    slower = "slower than" if gain.high < 1 else "not certainly faster than"
+    small = "" if wanted.smaller is None else f", and {share:.2f} of its size, more than {wanted.smaller:g}"
+    return f"{slower} float32: {gain.value:.2f} times as fast ({gain.low:.2f} to {gain.high:.2f}){small}"
+
+
+def _write_onnx(student: TorchEmbedder, manifest: dict[str, Any], opset: int, path: Path) -> onnx.ModelProto:
     """One self-contained file, checked and stamped."""
     model = to_onnx(student.student, student.preprocess.size, opset)
     onnx.helper.set_model_props(model, stamp(student.card, manifest))
     onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
+    write_bytes(path, lambda fresh: onnx.save_model(model, fresh))
+    return model
 
 
 def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
@@ -157,39 +493,35 @@ def _unproved(student: TorchEmbedder, exported: OnnxEmbedder, images_NHWC: NDArr
     return ""
 
 
-def _judge(student: TorchEmbedder, exported: OnnxEmbedder, paths: Sequence[Path]) -> Judged:
-    rows, skipped = images.load(paths, student.preprocess)
-    if skipped:
-        raise DistillError(f"{skipped[0].path} {skipped[0].reason}", "put the image back as it was")
-    ours, theirs = student.embed(rows), exported.embed(rows)
-    if not np.isfinite(theirs).all():
+def _judge_float32(bench: Bench, exported: OnnxEmbedder) -> Judged:
+    """The float32 file must be the trained student, not only rank like it."""
+    found = exported.embed(bench.images)
+    judged = _judge(bench, found, bench.vectors)
+    low = judged.reason
+    if not low and judged.cosine_min < MIN_COSINE:
+        low = f"cosine to the trained student {judged.cosine_min:.4f} < {MIN_COSINE}"
+    return replace(judged, reason=low or _unproved(bench.student, exported, bench.images))
+
+
+def _judge(bench: Bench, found: NDArray[np.float32], reference: NDArray[np.float32]) -> Judged:
+    """A file's vectors beside the torch student's, and their ranking beside that of reference vectors."""
+    if not np.isfinite(found).all():
         nothing = Interval(value=0.0, low=0.0, high=0.0)
-        return Judged(cosine_min=0.0, cosine_mean=0.0, overlap=nothing, reason="vectors are not finite")
-    cosine = (unit(ours) * unit(theirs)).sum(axis=1)
-    every = np.arange(len(rows), dtype=np.int64)
-    task = Task(query=every, gallery=every, labels=None)
-    overlap = metrics.interval(metrics.overlap(task, ours, theirs, metrics.reach(len(rows))))
-    low = f"cosine to the trained student {cosine.min():.4f} < {MIN_COSINE}" if cosine.min() < MIN_COSINE else ""
-    low = low or _unproved(student, exported, rows)
-    return Judged(cosine_min=float(cosine.min()), cosine_mean=float(cosine.mean()), overlap=overlap, reason=low)
-
-
-def _time(
-    exported: OnnxEmbedder, teacher: OnnxEmbedder | None, path: Path, seconds: float, threads: int
-) -> tuple[tuple[LatencyReport, ...], tuple[LatencyReport, ...]]:
-    """Latency of student and teacher in alternating blocks at the teacher's batch, 1 where it is free; inputs ready."""
-    batch = (teacher.batch if teacher else None) or 1
-    student_run = _runner(exported, path, batch)
-    teacher_run = _runner(teacher, path, batch) if teacher is not None else None
-    assert student_run is not None
-    if teacher is None or teacher_run is None:
-        alone, _ = latency.interleaved(student_run, student_run, seconds)
-        return (latency.summarise(alone, provider=exported.provider, threads=threads, batch=batch, ratio=None),), ()
-    ours, theirs = latency.interleaved(student_run, teacher_run, seconds)
-    ratio = latency.speedup(ours, theirs)
-    return (
-        (latency.summarise(ours, provider=exported.provider, threads=threads, batch=batch, ratio=ratio),),
-        (latency.summarise(theirs, provider=teacher.provider, threads=threads, batch=batch, ratio=None),),
+        return Judged(cosine_min=0.0, cosine_mean=0.0, overlap=nothing, fidelity=None, loss=None, reason=INFINITE)
+    cosine = (unit(bench.vectors) * unit(found)).sum(axis=1)
+    every = np.arange(len(found), dtype=np.int64)
+    task, k = Task(query=every, gallery=every, labels=None), metrics.reach(len(found))
+    fidelity, loss = None, None
+    if bench.answers is not None:
+        before, now = (metrics.overlap(task, bench.answers, one, k) for one in (reference, found))
+        fidelity, loss = metrics.interval(now), metrics.interval(before - now)
+    return Judged(
+        cosine_min=float(cosine.min()),
+        cosine_mean=float(cosine.mean()),
+        overlap=metrics.interval(metrics.overlap(task, reference, found, k)),
+        fidelity=fidelity,
+        loss=loss,
+        reason="",
     )
 
 

@@ -1,0 +1,173 @@
+"""What an export leaves behind: hashes that hold, pictures that tell, descriptions that others read."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from test_chain import PRE, run, run_dir, work  # noqa: F401  fixtures
+
+import distilltool
+from distilltool import bundle, deploy, golden
+from distilltool.preprocess import Preprocess, from_sidecar
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A bundle with every kind of file in it."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    report = distilltool.export(
+        run_dir,
+        bundle=folder,
+        seconds=1.0,
+        precision=["fp16"],
+        smaller=1.0,
+        vectors=run_dir.parent / "imgs",
+    )
+    assert [one.status for one in report.variants] == ["accepted", "accepted"]
+    return folder
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    """One that may be spoilt."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_a_bundle_is_sound_where_it_was_made_and_elsewhere(exported: Path, copy: Path) -> None:
+    for folder in (exported, copy):
+        found = distilltool.verify(folder)
+        assert not found.faults and found.files == len(bundle.files(folder))
+        assert [one.file for one in found.golden] == ["student.fp16.onnx", "student.onnx"]
+        assert all(one.same and one.pictures == 6 for one in found.golden)
+        assert found.golden[1].difference_max < 1e-4  # to the student in torch
+    code, _, err = run(copy, "verify", str(copy))
+    assert code == 0 and "sound" in err
+
+
+def test_others_can_check_the_hashes(copy: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", bundle.SUMS], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count(": OK") == len(bundle.files(copy))
+
+
+def _appended(folder: Path) -> None:
+    with (folder / "deploy.py").open("a") as file:
+        file.write("# changed\n")
+
+
+def _removed(folder: Path) -> None:
+    (folder / "golden" / "0-wide.jpg").unlink()
+
+
+def _added(folder: Path) -> None:
+    (folder / "other.onnx").write_bytes(b"x")
+
+
+def _outside(folder: Path) -> None:
+    with (folder / bundle.SUMS).open("a") as file:
+        file.write("0" * 64 + "  ../secret\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_appended, "deploy.py was changed"),
+        (_removed, "golden/0-wide.jpg is missing"),
+        (_added, "other.onnx was not exported"),
+        (_outside, "../secret is outside"),
+    ],
+)
+def test_what_was_changed_is_named(spoil: Callable[[Path], None], said: str, copy: Path) -> None:
+    spoil(copy)
+    assert any(said in fault for fault in distilltool.verify(copy).faults)
+    code, out, err = run(copy, "verify", str(copy), "--json")
+    assert code == 1 and any(said in fault for fault in json.loads(out)["faults"])
+    code, _, err = run(copy, "verify", str(copy))
+    assert code == 1 and said in " ".join(err.split())
+
+
+def test_another_network_under_right_hashes_is_found_by_the_pictures(copy: Path) -> None:
+    """The vectors tell, where somebody has written the hashes anew."""
+    model = onnx.load(copy / "student.onnx")
+    weights = max(model.graph.initializer, key=lambda one: int(np.prod(one.dims)))
+    values = onnx.numpy_helper.to_array(weights)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values[::-1].copy(), weights.name))
+    onnx.save_model(model, copy / "student.onnx")
+    bundle.seal(copy)
+    found = distilltool.verify(copy)
+    assert found.faults == (found.faults[0],) and "student.onnx gives other vectors" in found.faults[0]
+
+
+def test_the_card_may_be_filled_in(copy: Path) -> None:
+    (copy / "card.md").write_text("licence: mine")
+    assert not distilltool.verify(copy).faults
+
+
+def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        code, _, err = run(tmp_path, "verify", str(folder))
+        assert code == 1 and "is no bundle" in " ".join(err.split())
+
+
+def test_verify_needs_no_torch(exported: Path) -> None:
+    code = "import sys, distilltool; distilltool.verify(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(exported)], check=True)
+
+
+def test_vectors_are_those_of_the_images_they_name(exported: Path, work: Path) -> None:  # noqa: F811
+    vectors, said = np.load(exported / "vectors.npy"), json.loads((exported / "vectors.json").read_text())
+    names = said["files"]
+    assert "torn.jpg" not in names and len(names) == len(vectors) == 65
+    student = deploy.Student(exported / "student.onnx")
+    assert said["space_id"] == student.space_id
+    some = [0, 7, 64]
+    assert student.embed([work / "imgs" / names[at] for at in some]) == pytest.approx(vectors[some], abs=1e-5)
+
+
+def test_an_export_without_vectors_leaves_none_of_an_earlier_one(exported: Path, copy: Path, run_dir: Path) -> None:  # noqa: F811
+    distilltool.export(run_dir, bundle=copy, seconds=1.0, precision=["fp32"])
+    names = {path.name for path in copy.iterdir()}
+    assert "vectors.npy" not in names and "student.fp16.onnx" not in names
+    assert not distilltool.verify(copy).faults
+
+
+@pytest.mark.parametrize("how", ["stretch", "crop", "shortest"])
+def test_the_hubs_description_prepares_images_nearly_alike(how: str) -> None:
+    """What our own reader makes of it looks at the same part of an image; a stretched cut is resized first there."""
+    given = {
+        "stretch": Preprocess(size=(48, 64), layout="NHWC", dtype="uint8"),
+        "crop": Preprocess(size=(48, 48), layout="NHWC", dtype="uint8", crop_pct=0.8),
+        "shortest": Preprocess(size=(48, 48), layout="NHWC", dtype="uint8", resize="shortest", resize_to=56),
+    }[how]
+    said = bundle.preprocessor_config(given)
+    width, height = (90, 70)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    if "shortest_edge" in said["size"]:
+        read = from_sidecar(said)
+        assert read is not None and (read["size"], read["resize_to"]) == ((48, 48), 56)
+        return
+    resized = image.resize((said["size"]["width"], said["size"]["height"]), said["resample"])
+    cut = said["crop_size"]
+    left, top = (resized.width - cut["width"]) // 2, (resized.height - cut["height"]) // 2
+    theirs = np.asarray(resized.crop((left, top, left + cut["width"], top + cut["height"])), float)
+    assert np.abs(theirs - given.prepare(image)).mean() < 1.0
+    assert said["do_center_crop"] == (how == "crop")
+
+
+def test_golden_pictures_are_drawn_alike_everywhere(tmp_path: Path) -> None:
+    """The same bytes of pixels each time, of several modes, one turned by its orientation."""
+    first, second = golden.draw(tmp_path / "a"), golden.draw(tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    modes = [Image.open(path).mode for path in first]
+    assert {"RGB", "RGBA", "P", "L"} <= set(modes)
+    turned = next(path for path in first if "turned" in path.name)
+    assert Image.open(turned).getexif()[0x0112] == 6
