@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 # onnxruntime's wheels report their use to Microsoft and keep a device id below HOME unless this is set before loading
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.2.0"
-__all__ = ["DistillError", "distill", "evaluate", "export", "inspect", "load_student", "query", "verify"]
+__all__ = ["DistillError", "bench", "distill", "evaluate", "export", "inspect", "load_student", "query", "verify"]
 
 if TYPE_CHECKING:
-    from distilltool.api import distill, evaluate, export, inspect, load_student, query, verify
+    from distilltool.api import bench, distill, evaluate, export, inspect, load_student, query, verify
     from distilltool.errors import DistillError
 
 

@@ -16,6 +16,8 @@ from distilltool import recipe as recipes
 from distilltool.bought import BoughtTeacher, is_vectors, open_bought
 from distilltool.choice import Describe, choose
 from distilltool.defaults import (
+    BENCH_FORMAT,
+    BENCH_FORMATS,
     DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
@@ -30,6 +32,7 @@ from distilltool.defaults import (
     SERVED_BATCH,
     STORE,
     TIMEOUT,
+    TOLERANCE,
 )
 from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit, NoStudent
@@ -39,6 +42,7 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.remote import ServedTeacher, is_address, open_server
 from distilltool.report import (
+    BenchReport,
     DistillReport,
     EvalReport,
     ExportReport,
@@ -499,6 +503,88 @@ def export(
         gallery=images.find(Path(vectors)) if vectors is not None else (),
         progress=watch,
     )
+
+
+def bench(
+    model: str | Path,
+    baseline: str | Path | None = None,
+    *,
+    batches: Sequence[int] = (),
+    threads: Sequence[int] = (LATENCY_THREADS,),
+    devices: Sequence[str] = (DEVICE,),
+    seconds: float = LATENCY_SECONDS,
+    tolerance: float = TOLERANCE,
+    gates: Sequence[str] = (),
+    images_dir: str | Path | None = None,
+    preprocess: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+    shapes: Sequence[str] = (),
+    energy: bool = False,
+    out: str | Path | None = None,
+    form: str = BENCH_FORMAT,
+    markdown: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Time any ONNX file, each way of running it in fresh processes; beside a baseline, say which is faster.
+
+    baseline: another ONNX file, which is timed in turns with this one, or a report that `out` wrote earlier. batches:
+    none for the one that the file takes, 1 where it is free. seconds: of timing for each device, number of threads and
+    batch, all processes together; slow models take longer, for 16 turns of three runs are the fewest. tolerance: the
+    share by which times may differ and be the same. gates: `p50<1.10x` of the baseline's, `p90<5ms`. images_dir: real
+    images to feed, prepared as the file says or `preprocess`; else random numbers by the file's signature. inputs,
+    shapes: `name=value` and `name=Nx3x224x224` of single inputs. out: file for the whole
+    report, or, in the form "github-action-benchmark", what that action reads. markdown: file that a table is appended
+    to. Raises DistillError for what the user can mend.
+    """
+    from distilltool import bench_text
+    from distilltool.feeds import Wish
+    from distilltool.gate import parse as parse_gate
+    from distilltool.stages import bench as stage
+    from distilltool.stored import read_stored
+
+    if form not in BENCH_FORMATS:
+        raise DistillError(f"there is no format {form!r}", f"use --format {'|'.join(BENCH_FORMATS)}", Exit.USAGE)
+    limits = tuple(parse_gate(one) for one in gates)
+    if baseline is None and any(one.share for one in limits):
+        raise DistillError("a gate in x wants a baseline", "give BASELINE, or a gate in ms", Exit.USAGE)
+    before = Path(baseline) if baseline is not None else None
+    for file in (out, markdown):
+        if file is not None:
+            _check_writable(Path(file))
+    photos = tuple(images.find(Path(images_dir))) if images_dir is not None else ()
+    if images_dir is not None and not photos:
+        raise DistillError(f"there are no images in {images_dir}", "give a folder of images")
+    plan = stage.Plan(
+        batches=tuple(batches),
+        threads=tuple(threads),
+        devices=tuple(devices),
+        seconds=seconds,
+        tolerance=tolerance,
+        gates=limits,
+        wish=Wish(preprocess=tuple(preprocess), settings=tuple(inputs), shapes=tuple(shapes), photos=photos),
+        energy=energy,
+    )
+    stored = read_stored(before) if before is not None and before.suffix.lower() == ".json" else None
+    report = stage.bench(Path(model), stored or before, plan, progress or Silent())
+    if out is not None:
+        write_json(Path(out), bench_text.action(report) if form != BENCH_FORMAT else to_json(report))
+    if markdown is not None:
+        with Path(markdown).open("a", encoding="utf-8") as summary:
+            summary.write(bench_text.markdown(report))
+    return report
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before an hour of timing rather than after it; leaves no file behind that was not there."""
+    fresh = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise DistillError(f"{path} cannot be written ({error.strerror})", "choose a writable file") from None
 
 
 def verify(bundle: str | Path) -> VerifyReport:

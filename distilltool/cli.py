@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
 from distilltool import __version__
 from distilltool.defaults import (
+    BENCH_FORMAT,
     DEVICE,
     EVALUATION_STORE,
     LATENCY_SECONDS,
@@ -22,6 +24,7 @@ from distilltool.defaults import (
     SELECTION,
     STORE,
     TIMEOUT,
+    TOLERANCE,
 )
 from distilltool.errors import DistillError, Exit
 from distilltool.target import PARETO
@@ -539,6 +542,125 @@ def export(
     _run(work, json, quiet)
 
 
+class _JsonFile(TyperCommand):
+    """A command whose `--json` may be followed by a file: `--json FILE.json` is `--out FILE.json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _json_file(args))
+
+
+def _json_file(words: list[str]) -> list[str]:
+    """Only what ends in .json is the file, so that `--json MODEL` keeps its meaning."""
+    found = list[str]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--json" and equals:
+            found += ["--out", value]
+        elif found[-1:] == ["--json"] and word.endswith(".json"):
+            found[-1:] = ["--out", word]
+        else:
+            found.append(word)
+    return found
+
+
+@app.command(cls=_JsonFile)
+def bench(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX file.", show_default=False)],
+    pre: Pre,
+    settings: Setting,
+    other: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BASELINE]",
+            help="An ONNX file to time beside it in turns, or an earlier report (.json).",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same as BASELINE.", show_default=False),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="1,8", help="Batch sizes. (default: the file's own, 1 where free)", show_default=False),
+    ] = None,
+    threads: Annotated[str, typer.Option(metavar="1,2", help="Threads of onnxruntime.")] = str(LATENCY_THREADS),
+    device: Annotated[
+        str, typer.Option(metavar="cpu,cuda", help="Devices: cpu, cuda, tensorrt, openvino, coreml, dml.")
+    ] = DEVICE,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time for each device, number of threads and batch.")
+    ] = LATENCY_SECONDS,
+    tolerance: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share by which two times may differ and be the same.")
+    ] = TOLERANCE,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="p50<1.10x",
+            help="What must hold, in quotes: p50<1.10x of the baseline's, p50<5ms, p99<20ms. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Feed real images. (default: random numbers)", show_default=False),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=Nx3x224x224",
+            help="Shape of an input whose axes are free, N being the batch. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    energy: Annotated[bool, typer.Option("--energy", help="Joules of a run, where the machine counts them.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", help="Write the report to a file; --json FILE.json is the same.", show_default=False
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Of that file: distilltool or github-action-benchmark.")
+    ] = BENCH_FORMAT,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the table to a file.", show_default=False)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time an ONNX file; beside a baseline, say faster (exit 0), same (0), slower (3) or inconclusive (4)."""
+
+    def work(show: "Show") -> Any:
+        if other is not None and baseline is not None:
+            raise DistillError("the baseline is named twice", "give BASELINE or --baseline", Exit.USAGE)
+        batches, counts = _whole_numbers("--batch", batch), _whole_numbers("--threads", threads)
+        from distilltool import api
+
+        return api.bench(
+            model,
+            other or baseline,
+            batches=batches,
+            threads=counts,
+            devices=[one.strip() for one in device.split(",")],
+            seconds=seconds,
+            tolerance=tolerance,
+            gates=gate or (),
+            images_dir=photos,
+            preprocess=pre,
+            inputs=settings,
+            shapes=shape or (),
+            energy=energy,
+            out=out,
+            form=form,
+            markdown=markdown,
+            progress=show,
+        )
+
+    _run(work, json, quiet)
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that export wrote.", show_default=False)],
@@ -741,7 +863,7 @@ def _whole_numbers(flag: str, text: str | None) -> list[int]:
         return []
     pieces = [piece.strip() for piece in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d{0,5}", piece) for piece in pieces):
-        raise DistillError(f"{flag} {text} is no list of lengths", f"write {flag} 512,128,32", Exit.USAGE)
+        raise DistillError(f"{flag} {text} is no list of whole numbers", f"write {flag} 512,128,32", Exit.USAGE)
     return [int(piece) for piece in pieces]
 
 

@@ -16,3 +16,6 @@ MAX_DROP = 0.01  # of the overlap with the teacher's ten nearest, beside float32
 LATENCY_SECONDS = 20.0
 LATENCY_THREADS = 1
 TIMEOUT = 120.0  # seconds a server may take for one batch
+TOLERANCE = 0.05  # by which two times may differ and be the same
+BENCH_FORMAT = "distilltool"
+BENCH_FORMATS = (BENCH_FORMAT, "github-action-benchmark")

@@ -50,7 +50,7 @@ def settings_of(
 ) -> dict[str, tuple[NDArray[Any], Value]]:
     """Values for the inputs that the embedding depends on beside the image, each as `name=value` said it."""
     wanted = {one.name: one for one in graph.needed_inputs(choice.tensor) if one.name != image.name}
-    said = dict(_split_setting(text) for text in given)
+    said = dict(split_setting(text) for text in given)
     unknown = sorted(set(said) - {one.name for one in graph.inputs})
     if unknown:
         others = [one.name for one in graph.inputs if one.name != image.name]
@@ -68,7 +68,7 @@ def settings_of(
                 f"{path.name} also wants {one.name} ({shape_text(one) or 'one'} {one.dtype})",
                 f"say it with --input {one.name}={'false' if one.dtype == 'bool' else '1'}",
             )
-    return {name: (_parse_setting(one, said[name]), one) for name, one in wanted.items()}
+    return {name: (parse_setting(one, said[name]), one) for name, one in wanted.items()}
 
 
 def spread(value: NDArray[Any], shape: Shape, count: int) -> NDArray[Any]:
@@ -77,14 +77,14 @@ def spread(value: NDArray[Any], shape: Shape, count: int) -> NDArray[Any]:
     return np.ascontiguousarray(np.broadcast_to(value, sides))
 
 
-def _split_setting(text: str) -> tuple[str, str]:
+def split_setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
         raise DistillError(f"--input {text} is no setting", "write --input name=value, e.g. --input training=false")
     return name.strip(), value.strip()
 
 
-def _parse_setting(info: Value, text: str) -> NDArray[Any]:
+def parse_setting(info: Value, text: str) -> NDArray[Any]:
     """One value, or several with commas between, in the type of the input."""
     words = {"true": 1, "false": 0, "yes": 1, "no": 0}
     try:

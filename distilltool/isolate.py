@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,13 @@ class Child:
 
     def __init__(self, path: Path, device: str = "cpu", limits: Limits | None = None) -> None:
         self._path, self._limits = path, limits or limits_of(path, device)
-        self._process = _start(device)
+        self._process = self._begin(device)
         self._wire = _connect(self._process)
         self._end = weakref.finalize(self, _stop, self._process)
         self._lock = threading.Lock()
+
+    def _begin(self, device: str) -> "subprocess.Popen[bytes]":
+        return start(START, device, environment=_environment())
 
     @property
     def pid(self) -> int:
@@ -173,14 +176,17 @@ def _raise(header: dict[str, Any]) -> None:
         raise AssertionError(f"a fault of distilltool in its child process:\n{text}")
 
 
-def _start(device: str) -> "subprocess.Popen[bytes]":
-    """A fresh interpreter: nothing of our environment, no descriptor but its two pipes, out of reach of Ctrl-C."""
+def start(code: str, *words: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A fresh interpreter for `code`: no descriptor but its two pipes, out of reach of Ctrl-C.
+
+    Its arguments are where to import from, our process's number, whether it is tied to us, and `words`.
+    """
     return subprocess.Popen(
-        [sys.executable, *FLAGS, "-c", START, json.dumps(_import_path()), str(os.getpid()), _tied(), device],
+        [sys.executable, *FLAGS, "-c", code, json.dumps(_import_path()), str(os.getpid()), _tied(), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=_environment(),
+        env=dict(environment),
         start_new_session=True,
     )
 

@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,7 @@ FILES = 256  # open descriptors: libraries, one file for each external weight
 def main() -> None:
     """Serve requests from standard input on what was standard output until the parent is gone."""
     parent, tied, device = int(sys.argv[2]), sys.argv[3] == "tied", sys.argv[4]
-    reading, writing = os.dup(0), os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for end in (0, 1):  # libraries print; what they say is no answer
-        os.dup2(nowhere, end)
+    reading, writing = take_pipes()
     _leave_rights(parent, tied, device)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     from distilltool.wire import Broken, open_wire
@@ -59,9 +57,25 @@ def main() -> None:
     wire, server = open_wire(reading, writing), Server(device)
     while True:
         try:
-            _serve(wire, server)
+            serve(wire, lambda request: _answer(server, request))
         except Broken:
             os._exit(0)  # the parent is gone; nothing of ours wants to be finished
+
+
+def take_pipes() -> tuple[int, int]:
+    """Ends to read from and write to the parent; libraries print, and what they say is no answer."""
+    reading, writing = os.dup(0), os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for end in (0, 1):
+        os.dup2(nowhere, end)
+    return reading, writing
+
+
+def tie(libc: Any, parent: int) -> None:
+    """Let Linux end this process with the thread that started it."""
+    libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 class Server:
@@ -79,7 +93,7 @@ class Server:
             self.confined = True
 
 
-def _serve(wire: "Wire", server: Server) -> None:
+def serve(wire: "Wire", answer: Callable[["Message"], tuple[dict[str, Any], Any]]) -> None:
     """Answer one request; a fault is an answer too."""
     from distilltool.errors import DistillError
     from distilltool.runtime import RUNTIME_ERRORS
@@ -87,7 +101,7 @@ def _serve(wire: "Wire", server: Server) -> None:
     request = wire.receive()
     array = None
     try:
-        header, array = _answer(server, request)
+        header, array = answer(request)
     except DistillError as error:
         header = {"error": type(error).__name__, "message": error.message, "fix": error.fix, "code": int(error.code)}
     except MemoryError as error:
@@ -153,9 +167,7 @@ def _leave_rights(parent: int, tied: bool, device: str) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if tied:
-        libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(0)
+        tie(libc, parent)
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, we are who goes
     except OSError:

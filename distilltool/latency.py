@@ -42,29 +42,32 @@ def interleaved(run: Callable[[], Any], baseline: Callable[[], Any], seconds: fl
 
 def alone(run: Callable[[], Any], seconds: float) -> Timed:
     """Time one thing for so long, warm-up apart."""
-    _warm(run)
-    return Timed(blocks=(_block(run, seconds),))
+    warm(run)
+    return Timed(blocks=(block(run, seconds),))
 
 
 def together(runs: Sequence[Callable[[], Any]], seconds: float) -> list[Timed]:
     """Time several things in turns, so that a drifting machine meets all alike. seconds: for each, warm-up apart."""
     for run in runs:
-        _warm(run)
+        warm(run)
     blocks: list[list[NDArray[np.float64]]] = [[] for _ in runs]
     for turn in range(BLOCKS):
         for place in range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs))):
-            blocks[place].append(_block(runs[place], seconds / BLOCKS))
+            blocks[place].append(block(runs[place], seconds / BLOCKS))
     return [Timed(blocks=tuple(one)) for one in blocks]
 
 
-def _warm(run: Callable[[], Any]) -> None:
+def warm(run: Callable[[], Any]) -> int:
+    """Run until both the time and the number of a warm-up are reached; how often that was."""
     end, runs = time.perf_counter() + WARM_SECONDS, 0
     while runs < WARM_RUNS or time.perf_counter() < end:
         run()
         runs += 1
+    return runs
 
 
-def _block(run: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
+def block(run: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
+    """Seconds of each run for so long, two at least; one before them is not counted."""
     run()  # the caches are the other model's
     samples = list[float]()
     end = time.perf_counter() + seconds
@@ -92,7 +95,7 @@ def summarise(
 ) -> LatencyReport:
     """Percentiles in milliseconds; those the samples do not earn are None."""
     ms = timed.samples * 1000
-    earned = {p: float(np.percentile(ms, p)) if len(ms) >= n else None for p, n in EARNED.items()}
+    earned = percentiles(ms)
     return LatencyReport(
         device=device,
         provider=provider,
@@ -107,6 +110,11 @@ def summarise(
         throughput=batch * 1000 / float(np.median(ms)),
         speedup=ratio,
     )
+
+
+def percentiles(ms: NDArray[np.float64]) -> dict[int, float | None]:
+    """p90, p95 and p99; those that the samples do not earn are None."""
+    return {p: float(np.percentile(ms, p)) if len(ms) >= n else None for p, n in EARNED.items()}
 
 
 def saturates() -> bool:

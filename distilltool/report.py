@@ -293,6 +293,113 @@ class ExportReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BenchFile:
+    """A file that was timed. sha256 and bytes take in its external data."""
+
+    path: str
+    sha256: str
+    bytes: int
+    opset: int
+    ir_version: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchRun:
+    """Times of one model in one way of running it, in a fresh process. model: the file's name; side: "model" or
+    "baseline". copies: "included" where arrays go to the device and back, "excluded" where they stay there, "none" on a
+    CPU. elsewhere: share of the graph's nodes that another provider took, by `nodes`, None where nobody says; wholly:
+    nothing could be left to the CPU. shapes: of the inputs. mad_ms: median absolute deviation. warm_up: its seconds and
+    runs. load_ms, first_ms: the session's start from a file in the system's cache, the first run. memory_bytes: the
+    process's peak beyond what it had before loading, peak_bytes: its whole. joules: of one run, all that runs on the
+    machine counted, None where unknown. noise: the same model over itself in a second process, None of a baseline's
+    that has it in the comparison. blocks_ms: every run's time, by block."""
+
+    model: str
+    side: str
+    device: str
+    provider: str
+    threads: int
+    batch: int
+    copies: str
+    elsewhere: float | None
+    nodes: dict[str, int]
+    wholly: bool
+    shapes: dict[str, tuple[int, ...]]
+    n: int
+    min_ms: float
+    p50_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    mad_ms: float
+    throughput: float
+    speedup: Speedup | None
+    warm_up: dict[str, float]
+    load_ms: float
+    first_ms: float
+    memory_bytes: int
+    peak_bytes: int
+    joules: float | None
+    noise: Interval | None
+    blocks_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchComparison:
+    """The model against the baseline in one way of running both. ratio: of times, above 1 is slower; noise: of one
+    model over itself, by whose value the interval is widened before it is judged; p: of Mann-Whitney."""
+
+    device: str
+    threads: int
+    batch: int
+    copies: str
+    ratio: Interval
+    noise: Interval
+    widened: Interval
+    p: float
+    verdict: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchGate:
+    """A gate on one way of running the model. value: milliseconds, or times the baseline's, with the noise in its
+    interval, None where there are too few runs; outcome: "holds", "fails" or "inconclusive"."""
+
+    gate: str
+    device: str
+    threads: int
+    batch: int
+    copies: str
+    value: Interval | None
+    outcome: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchReport:
+    """What `bench` measured. baseline: None without one; baseline_report: the stored report it was taken from. ratio,
+    verdict, why: of the comparison that is worst for the model, None without a baseline; why is empty then. machine:
+    what it was measured on, load before and after; energy: what counted it, or why nothing did, None where unasked."""
+
+    model: BenchFile
+    baseline: BenchFile | None
+    baseline_report: str | None
+    runs: tuple[BenchRun, ...]
+    comparisons: tuple[BenchComparison, ...]
+    gates: tuple[BenchGate, ...]
+    ratio: Interval | None
+    verdict: str | None
+    why: str
+    tolerance: float
+    inputs: str
+    energy: str | None
+    machine: dict[str, Any]
+    created: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GoldenReport:
     """What a file of a bundle makes of the golden pictures, beside what is expected of it. difference_max: in a
     coordinate."""

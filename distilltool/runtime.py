@@ -51,14 +51,14 @@ NO_MEMORY = (
 
 
 def open_session(
-    model: Path | bytes, threads: int, device: str = "cpu", folder: Path | None = None
+    model: Path | bytes, threads: int, device: str = "cpu", folder: Path | None = None, *, wholly: bool = False
 ) -> ort.InferenceSession:
     """Start onnxruntime on a device; a model it refuses and a device that is not there are a DistillError.
 
     model: a file, or a serialised model whose external data lies in `folder`. threads: of the CPU, also for what a
-    device leaves to it.
+    device leaves to it. wholly: refuse to leave anything to the CPU.
     """
-    provider = _provider(device)
+    provider = provider_of(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -67,6 +67,7 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if device != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(wholly)))
     name = str(model) if isinstance(model, Path) else "the model"
     try:
         session = ort.InferenceSession(
@@ -152,7 +153,7 @@ def _work(session: ort.InferenceSession, waiting: "SimpleQueue[_Run | None]") ->
         del run  # its arrays are the taker's alone
 
 
-def _provider(device: str) -> str:
+def provider_of(device: str) -> str:
     """onnxruntime's name for a device, checked against what this build of it has."""
     if device not in DEVICES:
         raise DistillError(f"there is no device {device!r}", f"use --device {'|'.join(DEVICES)}")
@@ -183,6 +184,19 @@ def _really_runs(session: ort.InferenceSession, provider: str) -> str:
         return first
     takers = {str(part.ep_name) for part in assigned()}
     return provider if not takers or takers & {provider, *_named(provider)} else sorted(takers)[0]
+
+
+def placed(session: ort.InferenceSession) -> dict[str, int]:
+    """Nodes of the graph as it runs, by the provider that took them; {} where that was not recorded."""
+    assigned: Callable[[], Any] | None = getattr(session, "get_provider_graph_assignment_info", None)
+    counts = dict[str, int]()
+    try:
+        parts = assigned() if assigned is not None else ()
+    except RUNTIME_ERRORS:  # a session on the CPU alone records nothing
+        return {}
+    for part in parts:
+        counts[str(part.ep_name)] = counts.get(str(part.ep_name), 0) + len(part.get_nodes())
+    return counts
 
 
 def _named(provider: str) -> list[str]:

@@ -129,11 +129,12 @@ class Show:
 
     def exit_code(self, result: Any) -> Exit:
         """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
-        from distilltool.report import ExportReport, InspectReport, LedgerVerifyReport, VerifyReport
+        from distilltool.report import BenchReport, ExportReport, InspectReport, LedgerVerifyReport, VerifyReport
 
         if isinstance(result, InspectReport) and result.problem is not None:
             return Exit.FIX
-
+        if isinstance(result, BenchReport):
+            return _bench_exit(result)
         if isinstance(result, LedgerVerifyReport | VerifyReport) and result.faults:
             return Exit.FIX
         if isinstance(result, ExportReport) and any(one.status != "accepted" and one.asked for one in result.variants):
@@ -158,6 +159,7 @@ class Show:
                 report.ParetoReport: self._pareto,
                 report.EvalReport: self._eval,
                 report.ExportReport: self._export,
+                report.BenchReport: self._bench,
                 report.LedgerShowReport: self._ledger_show,
                 report.LedgerVerifyReport: self._ledger_verify,
                 report.LedgerExportReport: self._ledger_export,
@@ -399,6 +401,28 @@ class Show:
         said.append(f"overlap@10 {_figure(student['fidelity']['overlap@10']['value'])}")
         self._console.print(f"{data}: " + "; ".join(said), soft_wrap=False)
 
+    def _bench(self, found: Any) -> None:
+        """A line for each way of running each model, then what came of it."""
+        from distilltool import bench_text
+
+        table = Table()
+        for place, head in enumerate(bench_text.HEADS):
+            table.add_column(head, justify="left" if place < 2 else "right", overflow="fold", no_wrap=place > 0)
+        for row in bench_text.rows(found):
+            table.add_row(*map(_safe, row))
+        self._console.print(table)
+        for line in bench_text.details(found):
+            self._console.print(_safe(line), style="dim", soft_wrap=True)
+        colours = {"faster": "green", "same": "green", "holds": "green", "slower": "red", "fails": "red"}
+        if found.verdict is not None:
+            colour = colours.get(found.verdict, "yellow")
+            self._console.print(f"[{colour}]{found.verdict}[/]: {_safe(found.why)}", soft_wrap=True)
+        for gate in found.gates:
+            colour = colours.get(gate.outcome, "yellow")
+            where = f"{gate.device}:{gate.threads}, batch {gate.batch}"
+            said = f"{_safe(gate.gate)} [{colour}]{gate.outcome}[/] ({where}): {_safe(gate.why)}"
+            self._console.print(said, soft_wrap=True)
+
     def _ledger_show(self, found: Any) -> None:
         for one in found.teachers:
             self._console.print(f"{one.number}: [bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=True)
@@ -467,6 +491,14 @@ class Show:
             self._console.print(f"[yellow]skipped[/] {_safe(one.path)}: {_safe(one.reason)}")
         if len(skipped) > SKIPPED_SHOWN:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
+
+
+def _bench_exit(found: Any) -> Exit:
+    """By the gates where there are some, else by the verdict: slower is a failed gate, no verdict is noise."""
+    ends = {gate.outcome for gate in found.gates} or {found.verdict}
+    if ends & {"fails", "slower"}:
+        return Exit.GATE
+    return Exit.NOISY if "inconclusive" in ends else Exit.DONE
 
 
 def _columns(total: int) -> list[ProgressColumn]:

@@ -48,6 +48,24 @@ FLAGS = {
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
     | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
     "verify": COMMON,
+    "bench": COMMON
+    | {
+        "--preprocess",
+        "--input",
+        "--baseline",
+        "--batch",
+        "--threads",
+        "--device",
+        "--seconds",
+        "--tolerance",
+        "--gate",
+        "--images",
+        "--shape",
+        "--energy",
+        "--out",
+        "--format",
+        "--markdown",
+    },
     "inspect": MODEL_FLAGS | COMMON | {"--tensors", "--guess-preprocess"},
     "recipes": COMMON,
     "ledger show": COMMON | {"--store"},
@@ -180,6 +198,45 @@ LATENCY = {
     "throughput",
     "speedup",
 }
+BENCH = {
+    "model",
+    "baseline",
+    "baseline_report",
+    "runs",
+    "comparisons",
+    "gates",
+    "ratio",
+    "verdict",
+    "why",
+    "tolerance",
+    "inputs",
+    "energy",
+    "machine",
+    "created",
+    "seconds",
+}
+BENCH_WAY = {"device", "threads", "batch", "copies"}
+BENCH_RUN = (
+    LATENCY
+    | BENCH_WAY
+    | {
+        "model",
+        "side",
+        "elsewhere",
+        "nodes",
+        "wholly",
+        "shapes",
+        "mad_ms",
+        "warm_up",
+        "load_ms",
+        "first_ms",
+        "memory_bytes",
+        "peak_bytes",
+        "joules",
+        "noise",
+        "blocks_ms",
+    }
+)
 
 
 def test_commands_and_flags() -> None:
@@ -211,7 +268,7 @@ def test_exit_codes() -> None:
 
 
 def test_python_functions() -> None:
-    for name in ("inspect", "query", "distill", "evaluate", "export", "load_student", "DistillError"):
+    for name in ("inspect", "query", "distill", "evaluate", "export", "bench", "load_student", "DistillError"):
         assert callable(getattr(distilltool, name))
     assert (Path(distilltool.__file__).parent / "py.typed").exists()
 
@@ -252,6 +309,19 @@ def test_json_fields_of_inspect(tmp_path: Path) -> None:
     for one in (*found["inputs"], *found["outputs"], *found["tensors"]):
         assert set(one) == TENSOR
     assert found["images"] == 8 and found["preprocess"]["source"].startswith("flag")
+
+
+def test_json_fields_of_bench(tmp_path: Path) -> None:
+    path = onnx_teacher(tmp_path / "t.onnx")
+    words = ["bench", path, path, "--json", "--quiet", "--seconds", "1", "--gate", "p50<9x"]
+    found = json.loads(CliRunner().invoke(app, [*map(str, words)]).stdout)
+    assert set(found) == BENCH
+    assert set(found["model"]) == set(found["baseline"]) == {"path", "sha256", "bytes", "opset", "ir_version"}
+    assert [set(run) for run in found["runs"]] == [BENCH_RUN] * 2
+    assert set(found["ratio"]) == set(found["runs"][0]["speedup"]) == set(found["runs"][0]["noise"]) == INTERVAL
+    assert set(found["comparisons"][0]) == BENCH_WAY | {"ratio", "noise", "widened", "p", "verdict", "why"}
+    assert set(found["gates"][0]) == BENCH_WAY | {"gate", "value", "outcome", "why"}
+    assert found["verdict"] in ("faster", "slower", "same", "inconclusive")
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def inside(group: click.Command, above: str = "") -> Iterator[tuple[str, click.C
 
 def test_the_commands_of_the_contract_are_there() -> None:
     """Nobody's script breaks because a command was renamed."""
-    assert {"query", "distill", "eval", "export", "recipes"} <= set(commands())
+    assert {"query", "distill", "eval", "export", "bench", "recipes"} <= set(commands())
 
 
 @pytest.mark.parametrize("name", ["", *commands()])
@@ -317,7 +317,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded(code, *commands()) & set(HEAVY) == set()
 
 
-def test_query_and_eval_of_onnx_files_run_without_torch(tmp_path: Path) -> None:
+def test_query_eval_and_bench_of_onnx_files_run_without_torch(tmp_path: Path) -> None:
     """Who only asks and measures needs no framework."""
     onnx_teacher(tmp_path / "teacher.onnx")
     onnx_teacher(tmp_path / "student.onnx", dim=12, seed=1)
@@ -330,5 +330,6 @@ def test_query_and_eval_of_onnx_files_run_without_torch(tmp_path: Path) -> None:
         "found = distilltool.evaluate(['student.onnx'], 'photos', teacher='teacher.onnx', preprocess=pre)\n"
         "assert found.protocol == 'folders' and len(found.models) == 2, found\n"
         "assert 0 <= found.models[1].metrics['map'].value <= 1\n"
+        "distilltool.bench('student.onnx', 'teacher.onnx', seconds=1)\n"
     )
     assert loaded(code, folder=tmp_path) & {"torch", "timm", "torchvision", "safetensors"} == set()

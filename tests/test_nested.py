@@ -102,7 +102,7 @@ def test_the_lengths_are_those_of_the_vectors_themselves(work: Path, monkeypatch
 def test_lengths_that_cannot_be_are_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
     for words, said in (
-        (["--dims", "8,x"], "is no list of lengths"),
+        (["--dims", "8,x"], "is no list of whole numbers"),
         (["--dims", "8,16", "--dim", "4"], "leave one away"),
         (["--dims", "8,16", "--space", "teacher"], "--dims"),
         (["--dims", "100000,16"], "is more than"),

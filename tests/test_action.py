@@ -1,0 +1,97 @@
+"""The GitHub action and the example workflow: what their steps run, run here by the same shell."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import onnx_teacher
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(folder: Path, text: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a step as GitHub does, in a folder, with our `distilltool` and `python` found first."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, words in (("distilltool", "-m distilltool"), ("python", "")):
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
+    (folder / "step.sh").write_text(text)
+    around = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **environment}
+    words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "step.sh"]
+    return subprocess.run(words, cwd=folder, env=around, capture_output=True, text=True, check=False)
+
+
+def action() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
+    return found
+
+
+def timed(folder: Path, **inputs: str) -> "subprocess.CompletedProcess[str]":
+    """The action's last step with these inputs, the others at their defaults."""
+    step = action()["runs"]["steps"][-1]
+    given = {name: inputs.get(name, one.get("default", "")) for name, one in action()["inputs"].items()}
+    environment = {
+        variable: given[text.removeprefix("${{ inputs.").removesuffix(" }}")] for variable, text in step["env"].items()
+    }
+    return script(folder, step["run"], GITHUB_STEP_SUMMARY=str(folder / "summary.md"), **environment)
+
+
+def test_every_input_reaches_a_step() -> None:
+    """None is declared in vain, none is pasted into a script, where it would be run."""
+    steps = action()["runs"]["steps"]
+    passed = "".join(text for step in steps for text in step.get("env", {}).values())
+    assert [name for name in action()["inputs"] if f"inputs.{name} " not in passed] == []
+    assert all("${{" not in step["run"] for step in steps)
+
+
+def test_the_action_gates(tmp_path: Path) -> None:
+    """Several gates, further arguments, a report that is the next one's baseline, a table in the summary."""
+    onnx_teacher(tmp_path / "a model.onnx")
+    common = {"model": "a model.onnx", "seconds": "1"}
+    done = timed(tmp_path, **common, gate="p50<1s\np90<2s\n", arguments="--batch\n2\n", out="main.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "main.json").read_text())
+    assert [one["outcome"] for one in report["gates"]] == ["holds", "holds"] and report["runs"][0]["batch"] == 2
+    assert "**holds**" in (tmp_path / "summary.md").read_text()
+    done = timed(tmp_path, **common, baseline="main.json", gate="p50<0.01x", arguments="--batch\n2")
+    assert done.returncode == 3, done.stderr
+
+
+def test_a_noisy_runner_may_pass(tmp_path: Path) -> None:
+    """What cannot be told fails unless it is allowed to pass, then it is said."""
+    onnx_teacher(tmp_path / "m.onnx", size=(256, 256))
+    common = {"model": "m.onnx", "seconds": "1", "gate": "p99<10s", "arguments": "--batch\n16"}
+    assert timed(tmp_path, **common).returncode == 4
+    done = timed(tmp_path, **common, inconclusive="pass")
+    assert done.returncode == 0 and "::warning::" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_workflow(tmp_path: Path) -> None:
+    """Every step but the installation, with little time for training."""
+    workflow = yaml.safe_load((ROOT / "examples" / "ci" / "benchmark.yml").read_text())
+    steps = workflow["jobs"]["student"]["steps"]
+    (tmp_path / "examples").mkdir()
+    for name in ("generate.py", "teacher.onnx"):
+        shutil.copyfile(ROOT / "examples" / name, tmp_path / "examples" / name)
+    ran = [step for step in steps if "run" in step and step["name"] != "Install"]
+    assert [step["name"] for step in ran][-1].startswith("Time the student")
+    for step in ran:
+        done = script(
+            tmp_path,
+            step["run"],
+            TIME_BUDGET="20s",
+            GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"),
+            HF_HUB_OFFLINE="1",
+        )
+        assert done.returncode == 0, (step["name"], done.stderr[-2000:])
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["gates"][0]["outcome"] == "holds" and report["verdict"] == "faster"
+    assert "student.onnx" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "eval.json").read_text())["models"]
