@@ -460,6 +460,7 @@ def export(
     """
     from distilltool import precisions
     from distilltool.stages import export as stage
+    from distilltool.variants import Wanted
 
     watch = progress or Silent()
     for name in precision or ():
@@ -469,7 +470,7 @@ def export(
             )
     if image not in ("prepared", "any"):
         raise DistillError(f"--image {image} is neither of what a file can take", "use prepared or any", Exit.USAGE)
-    wanted = stage.Wanted(
+    wanted = Wanted(
         precisions=None if precision is None else tuple(precision),
         min_overlap=min_overlap,
         max_drop=max_drop,

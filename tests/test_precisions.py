@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from test_chain import run, run_dir, work  # noqa: F401  fixtures
 
 import distilltool
-from distilltool import latency, precisions, quantising, students
+from distilltool import latency, precisions, quantising, students, variants
 from distilltool.errors import DistillError
 from distilltool.onnx_export import to_onnx
 from distilltool.precisions import FP32, Given
 from distilltool.report import Interval, Speedup
 from distilltool.rundir import read_json
-from distilltool.stages import export as stage
-from distilltool.stages.export import Judged, Wanted
 from distilltool.student import Student
 from distilltool.students import Start
+from distilltool.variants import Judged, Wanted
 
 SIZE = 64
 NETWORKS = {"convolves": "timm:mobilenetv3_small_050", "attends": "timm:vit_tiny_patch16_224"}
@@ -138,7 +137,7 @@ def test_there_must_be_something_to_quantise(tmp_path: Path) -> None:
 )
 def test_a_variant_must_pay(gain: tuple[float, float, float], share: float, smaller: float | None, ships: bool) -> None:
     found = Speedup(value=gain[0], low=gain[1], high=gain[2])
-    reason = stage._not_worth(found, share, Wanted(smaller=smaller))
+    reason = variants.not_worth(found, share, Wanted(smaller=smaller))
     assert (reason == "") == ships
     assert ships or f"{gain[0]:.2f} times as fast" in reason
 
@@ -156,11 +155,11 @@ def test_a_variant_must_rank_as_float32_does() -> None:
             reason="",
         )
 
-    assert stage._worse(judged(0.9, 0.01), Wanted()) == ""
-    assert "0.899" in stage._worse(judged(0.899, 0.0), Wanted())
-    assert "0.011" in stage._worse(judged(0.99, 0.011), Wanted())
-    assert stage._worse(judged(0.99, None), Wanted()) == ""
-    assert stage._worse(judged(0.99, 0.011), Wanted(max_drop=0.02)) == ""
+    assert variants.worse(judged(0.9, 0.01), Wanted()) == ""
+    assert "0.899" in variants.worse(judged(0.899, 0.0), Wanted())
+    assert "0.011" in variants.worse(judged(0.99, 0.011), Wanted())
+    assert variants.worse(judged(0.99, None), Wanted()) == ""
+    assert variants.worse(judged(0.99, 0.011), Wanted(max_drop=0.02)) == ""
 
 
 @pytest.mark.parametrize(
@@ -207,22 +206,22 @@ def test_what_is_asked_for_and_passes_ships(run_dir: Path, tmp_path: Path) -> No
     words = ["export", str(run_dir), "--bundle", str(tmp_path), "--seconds", "1", "--json", "--min-overlap", "0.3"]
     code, out, err = run(tmp_path, *words, "--precision", "fp16,int8-static", "--smaller", "1", "--max-drop", "1")
     assert code == 0, err
-    variants = json.loads(out)["variants"]
-    assert [one["file"] for one in variants] == ["student.onnx", "student.fp16.onnx", "student.int8-static.onnx"]
-    for one in variants[1:]:
+    found = json.loads(out)["variants"]
+    assert [one["file"] for one in found] == ["student.onnx", "student.fp16.onnx", "student.int8-static.onnx"]
+    for one in found[1:]:
         assert one["status"] == "accepted" and one["faster_than_fp32"]["low"] <= one["faster_than_fp32"]["high"]
         assert one["fidelity"]["value"] == pytest.approx(
-            variants[0]["fidelity"]["value"] - one["fidelity_loss"]["value"], abs=1e-9
+            found[0]["fidelity"]["value"] - one["fidelity_loss"]["value"], abs=1e-9
         )
         said = {prop.key: prop.value for prop in onnx.load(tmp_path / one["file"]).metadata_props}
         assert said["distilltool.precision"] == one["precision"] and "distilltool.space_id" in said
-    assert variants[1]["bytes"] < 0.75 * variants[0]["bytes"]
+    assert found[1]["bytes"] < 0.75 * found[0]["bytes"]
     card = (tmp_path / "card.md").read_text()
-    assert all(one["file"] in card and one["sha256"] in card for one in variants)
+    assert all(one["file"] in card and one["sha256"] in card for one in found)
     images = sorted(Path(read_json(run_dir / "run.json")["held_out"][0]).parent.glob("*.jpg"))[:3]
     from distilltool import deploy
 
-    plain, half = (deploy.Student(tmp_path / one["file"]).embed(images) for one in variants[:2])
+    plain, half = (deploy.Student(tmp_path / one["file"]).embed(images) for one in found[:2])
     assert (plain * half).sum(axis=1).min() > 0.99
 
 
@@ -232,9 +231,9 @@ def test_a_variant_that_nobody_named_fails_no_gate(run_dir: Path, tmp_path: Path
     words = ["export", str(run_dir), "--bundle", str(tmp_path), "--seconds", "1", "--min-overlap", "1"]
     code, out, err = run(tmp_path, *words, "--json")
     assert code == 0, err
-    variants = json.loads(out)["variants"]
-    assert [one["precision"] for one in variants][:2] == ["fp32", "int8-static"]
-    assert not variants[1]["asked"] and variants[1]["status"] == "rejected"
+    found = json.loads(out)["variants"]
+    assert [one["precision"] for one in found][:2] == ["fp32", "int8-static"]
+    assert not found[1]["asked"] and found[1]["status"] == "rejected"
 
 
 @pytest.mark.slow
@@ -259,5 +258,5 @@ def test_calibration_streams_images_trained_on(run_dir: Path) -> None:  # noqa: 
     """A few at a time, none of them held out."""
     manifest = read_json(run_dir / "run.json")
     assert manifest["calibration"] and not set(manifest["calibration"]) & set(manifest["held_out"])
-    sizes = [len(batch) for batch in stage._calibration(distilltool.load_student(run_dir), manifest)]
-    assert max(sizes) <= stage.CALIBRATED_AT_ONCE and sum(sizes) == len(manifest["calibration"])
+    sizes = [len(batch) for batch in variants.calibration(distilltool.load_student(run_dir), manifest)]
+    assert max(sizes) <= variants.CALIBRATED_AT_ONCE and sum(sizes) == len(manifest["calibration"])

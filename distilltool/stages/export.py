@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,27 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from distilltool import __version__, deploy, golden, images, latency, metrics, precisions, quantising
+from distilltool import __version__, deploy, golden, images, latency
 from distilltool import bundle as contents
 from distilltool.any_size import any_size
 from distilltool.card import render_card
-from distilltool.defaults import DEVICE, MAX_DROP, MIN_OVERLAP
 from distilltool.deploy import IMAGE_KEY
-from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.latency import Timed
-from distilltool.metrics import Task
 from distilltool.onnx_export import to_onnx
-from distilltool.precisions import FP32, Given
+from distilltool.precisions import FP32
 from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, Speedup, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
 from distilltool.student import StudentCard, TorchEmbedder
 from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
+from distilltool.variants import Judged, Sample, Variant, Wanted, judge, make_variant, names, not_worth, worse
 
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
 MIN_COSINE = 0.999
 JUDGED = 1000  # held-out images that variants are judged on
-CALIBRATED_AT_ONCE = 8
-PRODUCTS = 0.5  # share of the weights in matrix products from which int8-dynamic is tried unasked
-STRETCHES = (0.1, 0.2, 0.4)  # shares of the layers left in float32 where --mixed is asked for
-INFINITE = "its vectors are not finite"
 EMBEDDED_AT_ONCE = 32
 ANY_SIZE = "student.any.onnx"
 ALONGSIDE = (
@@ -52,61 +46,6 @@ ALONGSIDE = (
     "vectors.json",
     contents.SUMS,
 )
-PRECISION_KEY = "distilltool.precision"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """Which variants are to be made, and what is asked of them beside float32.
-
-    precisions: names; None for what can pay on this machine. min_overlap: of the ten nearest with float32's; max_drop:
-    of the overlap with the teacher's ten nearest; smaller: share of float32's bytes from which a variant is welcome
-    though it is not faster, None for no such share. mixed: where 8 bits rank worse, leave layers in float32. any_size:
-    add a file that resizes images itself. device: where they are timed.
-    """
-
-    precisions: tuple[str, ...] | None = None
-    min_overlap: float = MIN_OVERLAP
-    max_drop: float = MAX_DROP
-    smaller: float | None = None
-    mixed: bool = False
-    any_size: bool = False
-    device: str = DEVICE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """How a file ranks held-out images: beside the torch student, float32 and the teacher."""
-
-    cosine_min: float
-    cosine_mean: float
-    overlap: Interval
-    fidelity: Interval | None
-    loss: Interval | None
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bench:
-    """What files are judged on. vectors: the torch student's of these images, (N, D); answers: the teacher's, (N, E),
-    None where the run has none."""
-
-    student: TorchEmbedder
-    paths: tuple[Path, ...]
-    images: NDArray[np.uint8]
-    vectors: NDArray[np.float32]
-    answers: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Variant:
-    """A file that was made. left: layers of an 8-bit graph that stay in float32 though they could be quantised."""
-
-    precision: str
-    file: Path
-    opset: int
-    judged: Judged
-    left: int = 0
 
 
 def export(
@@ -129,19 +68,19 @@ def export(
     """
     began = time.perf_counter()
     manifest = read_json(run.manifest)
-    bench = _bench(run, student, manifest)
+    sample = _sample(run, student, manifest)
     bundle.mkdir(parents=True, exist_ok=True)
     progress.begin("exporting", 3, "steps")
     with tempfile.TemporaryDirectory(prefix=".", dir=bundle) as folder:
         made, refused = list[Variant](), dict[str, str]()
-        _make_all(made, refused, bench, manifest, wanted, opset, Path(folder), progress)
+        _make_all(made, refused, sample, manifest, wanted, opset, Path(folder), progress)
         progress.advance(1, "timing")
-        timed = _time(made, teacher, bench.paths[0], wanted.device, seconds, threads)
+        timed = _time(made, teacher, sample.paths[0], wanted.device, seconds, threads)
         progress.advance(1, "writing")
         plain = onnx.load(made[0].file) if wanted.any_size and not made[0].judged.reason else None
         variants = (*_shipped(made, timed, wanted, bundle), *(_missing(*one) for one in refused.items()))
         if plain is not None:
-            variants += (_ship_any_size(plain, bench, wanted, bundle),)
+            variants += (_ship_any_size(plain, sample, wanted, bundle),)
     report = ExportReport(
         bundle=str(bundle),
         variants=variants,
@@ -164,7 +103,7 @@ def export(
     return report
 
 
-def _bench(run: RunDir, student: TorchEmbedder, manifest: dict[str, Any]) -> Bench:
+def _sample(run: RunDir, student: TorchEmbedder, manifest: dict[str, Any]) -> Sample:
     """The held-out images that are still where they were."""
     listed = [Path(path) for path in manifest["held_out"]][:JUDGED]
     there = np.array([path.is_file() for path in listed], bool)
@@ -180,13 +119,13 @@ def _bench(run: RunDir, student: TorchEmbedder, manifest: dict[str, Any]) -> Ben
     answers = None
     if run.answers.exists():
         answers = np.load(run.answers, allow_pickle=False)[: len(there)][there]
-    return Bench(student=student, paths=paths, images=rows, vectors=student.embed(rows), answers=answers)
+    return Sample(student=student, paths=paths, images=rows, vectors=student.embed(rows), answers=answers)
 
 
 def _make_all(
     made: list[Variant],
     refused: dict[str, str],
-    bench: Bench,
+    sample: Sample,
     manifest: dict[str, Any],
     wanted: Wanted,
     opset: int,
@@ -198,81 +137,19 @@ def _make_all(
     refused: what was asked for and cannot be made, with the reason.
     """
     plain = folder / "student.onnx"
-    model = _write_onnx(bench.student, manifest, opset, plain)
+    model = _write_onnx(sample.student, manifest, opset, plain)
     first = open_teacher(plain)
-    made.append(Variant(precision=FP32, file=plain, opset=opset, judged=_judge_float32(bench, first)))
+    made.append(Variant(precision=FP32, file=plain, opset=opset, judged=_judge_float32(sample, first)))
     if made[0].judged.reason:
         return
-    reference = first.embed(bench.images)
-    for name in _names(model, wanted):
+    reference = first.embed(sample.images)
+    for name in names(model, wanted):
         progress.advance(0, name)
         try:
-            made.append(_make(name, model, bench, reference, manifest, wanted, folder))
+            made.append(make_variant(name, model, sample, reference, manifest, wanted, folder))
         except DistillError as error:
             if wanted.precisions is not None:
                 refused[name] = error.message
-
-
-def _names(model: onnx.ModelProto, wanted: Wanted) -> list[str]:
-    """Precisions to make beside float32: those asked for, or those that can pay.
-
-    On a GPU half precision; on a processor 8 bits, without calibration where most weights are in matrix products.
-    """
-    if wanted.precisions is not None:
-        return [name for name in dict.fromkeys(wanted.precisions) if name != FP32]
-    if wanted.device in ("cuda", "tensorrt"):
-        return ["fp16"]
-    kinds = quantising.weights_in(model, quantising.WEIGHTED)
-    products = quantising.weights_in(model, ("MatMul", "Gemm"), quantising.around(model))
-    return ["int8-static", *(["int8-dynamic"] if kinds and products >= PRODUCTS * kinds else [])]
-
-
-def _make(
-    name: str,
-    model: onnx.ModelProto,
-    bench: Bench,
-    reference: NDArray[np.float32],
-    manifest: dict[str, Any],
-    wanted: Wanted,
-    folder: Path,
-) -> Variant:
-    """A variant, judged. Raises DistillError where there is nothing to convert, or nothing that runs comes of it."""
-    make, within = precisions.find(name), folder / name
-    within.mkdir()
-    given = Given(
-        model=model,
-        batches=lambda: _calibration(bench.student, manifest),
-        leave=quantising.around(model),
-        saturates=latency.saturates(),
-        folder=within,
-    )
-    variant = _finish(name, make(given), bench, reference, folder)
-    for share in STRETCHES if wanted.mixed and name == "int8-static" else ():
-        if not _worse(variant.judged, wanted):
-            break
-        left = quantising.sensitive(given, onnx.load(variant.file), share)
-        mixed = replace(given, leave=(*given.leave, *left))
-        variant = replace(_finish(name, make(mixed), bench, reference, folder), left=len(left))
-    return variant
-
-
-def _finish(name: str, model: onnx.ModelProto, bench: Bench, reference: NDArray[np.float32], folder: Path) -> Variant:
-    """Write a variant and judge it."""
-    file = folder / f"student.{name}.onnx"
-    onnx.helper.set_model_props(model, {**{one.key: one.value for one in model.metadata_props}, PRECISION_KEY: name})
-    onnx.save_model(model, file)
-    opset = next(one.version for one in model.opset_import if one.domain == "")
-    judged = _judge(bench, open_teacher(file).embed(bench.images), reference)
-    return Variant(precision=name, file=file, opset=opset, judged=judged)
-
-
-def _calibration(student: TorchEmbedder, manifest: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
-    """Images trained on, a few at a time; held-out ones for a run that does not list them."""
-    listed = [Path(path) for path in manifest.get("calibration", manifest["held_out"]) if Path(path).is_file()]
-    for at in range(0, len(listed), CALIBRATED_AT_ONCE):
-        rows, _ = images.load(listed[at : at + CALIBRATED_AT_ONCE], student.preprocess)
-        if len(rows):
-            yield rows
 
 
 def _write_hub(bundle: Path, card: StudentCard, manifest: dict[str, Any]) -> None:
@@ -365,9 +242,9 @@ def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Pat
     size = made[0].file.stat().st_size
     found = []
     for variant, times, gain in zip(made, timed.variants, timed.gains, strict=True):
-        reason = variant.judged.reason or _worse(variant.judged, wanted)
+        reason = variant.judged.reason or worse(variant.judged, wanted)
         if gain is not None and not reason:
-            reason = _not_worth(gain, variant.file.stat().st_size / size, wanted)
+            reason = not_worth(gain, variant.file.stat().st_size / size, wanted)
         asked = variant.precision == FP32 or wanted.precisions is not None
         found.append(_told(variant, times, gain, reason, asked))
         if not reason:
@@ -375,9 +252,9 @@ def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Pat
     return tuple(found)
 
 
-def _ship_any_size(model: onnx.ModelProto, bench: Bench, wanted: Wanted, bundle: Path) -> VariantReport:
+def _ship_any_size(model: onnx.ModelProto, sample: Sample, wanted: Wanted, bundle: Path) -> VariantReport:
     """The file that takes decoded images of any size, judged on them beside the one that takes prepared ones."""
-    whole = any_size(model, bench.student.preprocess)
+    whole = any_size(model, sample.student.preprocess)
     said = {
         one.key: one.value for one in model.metadata_props if one.key != METADATA_KEY
     }  # nobody is to prepare images
@@ -386,12 +263,12 @@ def _ship_any_size(model: onnx.ModelProto, bench: Bench, wanted: Wanted, bundle:
     file = bundle / ANY_SIZE
     write_bytes(file, lambda fresh: onnx.save_model(whole, fresh))
     reference, found = (
-        open_teacher(bundle / "student.onnx").embed(bench.images),
-        deploy.Student(file).embed(bench.paths),
+        open_teacher(bundle / "student.onnx").embed(sample.images),
+        deploy.Student(file).embed(sample.paths),
     )
-    judged = _judge(bench, found, reference)
+    judged = judge(sample, found, reference)
     variant = Variant(precision=FP32, file=file, opset=model.opset_import[0].version, judged=judged)
-    reason = _worse(judged, wanted)
+    reason = worse(judged, wanted)
     report = replace(_told(variant, (), None, reason, asked=True), image="any")
     if reason:
         file.unlink()
@@ -438,26 +315,6 @@ def _missing(name: str, reason: str) -> VariantReport:
     )
 
 
-def _worse(judged: Judged, wanted: Wanted) -> str:
-    """Why a variant ranks too differently; empty where it does not."""
-    if judged.reason:
-        return judged.reason
-    if judged.overlap.value < wanted.min_overlap:
-        return f"its ten nearest share {judged.overlap.value:.3f} with float32's, less than {wanted.min_overlap:g}"
-    if judged.loss is not None and judged.loss.value > wanted.max_drop:
-        return f"of the teacher's ten nearest it loses {judged.loss.value:.3f}, more than {wanted.max_drop:g}"
-    return ""
-
-
-def _not_worth(gain: Speedup, share: float, wanted: Wanted) -> str:
-    """Why a variant that ranks well does not pay; empty where it is certainly faster, or as small as was asked for."""
-    if gain.low > 1 or (wanted.smaller is not None and share <= wanted.smaller):
-        return ""
-    slower = "slower than" if gain.high < 1 else "not certainly faster than"
-    small = "" if wanted.smaller is None else f", and {share:.2f} of its size, more than {wanted.smaller:g}"
-    return f"{slower} float32: {gain.value:.2f} times as fast ({gain.low:.2f} to {gain.high:.2f}){small}"
-
-
 def _write_onnx(student: TorchEmbedder, manifest: dict[str, Any], opset: int, path: Path) -> onnx.ModelProto:
     """One self-contained file, checked and stamped."""
     model = to_onnx(student.student, student.preprocess.size, opset)
@@ -493,36 +350,14 @@ def _unproved(student: TorchEmbedder, exported: OnnxEmbedder, images_NHWC: NDArr
     return ""
 
 
-def _judge_float32(bench: Bench, exported: OnnxEmbedder) -> Judged:
+def _judge_float32(sample: Sample, exported: OnnxEmbedder) -> Judged:
     """The float32 file must be the trained student, not only rank like it."""
-    found = exported.embed(bench.images)
-    judged = _judge(bench, found, bench.vectors)
+    found = exported.embed(sample.images)
+    judged = judge(sample, found, sample.vectors)
     low = judged.reason
     if not low and judged.cosine_min < MIN_COSINE:
         low = f"cosine to the trained student {judged.cosine_min:.4f} < {MIN_COSINE}"
-    return replace(judged, reason=low or _unproved(bench.student, exported, bench.images))
-
-
-def _judge(bench: Bench, found: NDArray[np.float32], reference: NDArray[np.float32]) -> Judged:
-    """A file's vectors beside the torch student's, and their ranking beside that of reference vectors."""
-    if not np.isfinite(found).all():
-        nothing = Interval(value=0.0, low=0.0, high=0.0)
-        return Judged(cosine_min=0.0, cosine_mean=0.0, overlap=nothing, fidelity=None, loss=None, reason=INFINITE)
-    cosine = (unit(bench.vectors) * unit(found)).sum(axis=1)
-    every = np.arange(len(found), dtype=np.int64)
-    task, k = Task(query=every, gallery=every, labels=None), metrics.reach(len(found))
-    fidelity, loss = None, None
-    if bench.answers is not None:
-        before, now = (metrics.overlap(task, bench.answers, one, k) for one in (reference, found))
-        fidelity, loss = metrics.interval(now), metrics.interval(before - now)
-    return Judged(
-        cosine_min=float(cosine.min()),
-        cosine_mean=float(cosine.mean()),
-        overlap=metrics.interval(metrics.overlap(task, reference, found, k)),
-        fidelity=fidelity,
-        loss=loss,
-        reason="",
-    )
+    return replace(judged, reason=low or _unproved(sample.student, exported, sample.images))
 
 
 def _runner(embedder: OnnxEmbedder, path: Path, batch: int) -> Callable[[], Any] | None:
