@@ -25,9 +25,9 @@ START_SECONDS = 60.0
 DATATYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "UINT8": "UINT8"}
 
 
-def environment(name: str) -> Path:
+def environment(name: str, locks: Path = HERE) -> Path:
     """A virtual environment with what NAME.lock lists, made once; skips the test where pip cannot install it."""
-    folder, lock = CACHE / f"{name}-venv", HERE / f"{name}.lock"
+    folder, lock = CACHE / f"{name}-venv", locks / f"{name}.lock"
     stamp, wanted = folder / "installed", hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return folder
