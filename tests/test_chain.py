@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,7 +231,11 @@ def bundle(run_dir: Path, work: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_exported_file_is_one_checked_graph_without_traces_of_this_machine(bundle: Path) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == ["card.md", "deploy.py", "report.json", "student.onnx"]
+    wanted = {"card.md", "deploy.py", "report.json", "student.onnx", "golden", "SHA256SUMS"}
+    wanted |= {"config.json", "preprocessor_config.json"}
+    assert {path.name for path in bundle.iterdir()} - {
+        "student.int8-static.onnx"
+    } == wanted  # which ships if it is faster
     model = onnx.load(bundle / "student.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [one.version for one in model.opset_import if one.domain == ""] == [20]
@@ -246,10 +251,11 @@ def test_the_exported_file_is_one_checked_graph_without_traces_of_this_machine(b
         "distilltool.recipe",
         "distilltool.versions",
     } <= set(metadata)
-    raw = (bundle / "student.onnx").read_bytes()
-    for trace in (str(Path.cwd()), sys.prefix, str(Path.home()) + "/", "site-packages", str(bundle)):
-        assert trace.encode() not in raw
-    assert not re.search(rb"/(?:home|usr|root|tmp|work|opt|var)/[\w.-]+/", raw)
+    for path in (one for one in bundle.rglob("*") if one.is_file()):
+        raw = path.read_bytes()
+        for trace in (str(Path.cwd()), sys.prefix, str(Path.home()) + "/", "site-packages", str(bundle)):
+            assert trace.encode() not in raw, path
+        assert not re.search(rb"/(?:home|usr|root|tmp|work|opt|var)/[\w.-]+/", raw), path
 
 
 @pytest.mark.slow
@@ -511,8 +517,7 @@ def test_a_student_that_does_not_survive_the_export_is_not_shipped(
     """The gate is set higher than any cosine: rejected, exit 3, and nothing of an earlier export stays."""
     from distilltool.stages import export
 
-    for file in bundle.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(export, "MIN_COSINE", 1.5)
     code, out, _ = run(run_dir.parent, "export", str(run_dir), "--bundle", str(tmp_path), "--seconds", "1", "--json")
     assert code == 3

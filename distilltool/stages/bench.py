@@ -365,7 +365,8 @@ def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
             outcome(gate, value.low, value.high),
             f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f}) {unit}",
         )
-        if decided == "fails" and gate.share and one.compared is not None and one.compared.p >= versus.P:
+        unsure = one.compared is not None and one.compared.p >= versus.P
+        if decided == "fails" and gate.share and gate.limit >= 1 and unsure:  # the test asks whether both take as long
             decided = "inconclusive"
     if gate.share and unlike:
         decided, why = "inconclusive", f"the baseline was measured on another machine ({'; '.join(unlike)})"
