@@ -106,16 +106,13 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
 
 def _file(variant: VariantReport) -> str:
     """A file's size, hash, and how near it is to the trained student."""
+    overlap = f"top-10 overlap with `{FP32}` {_interval(to_json(variant.overlap_at_10))}"
     if variant.image == "any":
-        overlap = _interval(to_json(variant.overlap_at_10))
-        near = f"takes decoded images of any size; top-10 overlap with `{FP32}` {overlap}"
-        return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
-    near = (
-        f"smallest cosine to the trained student on image files {variant.parity['cosine_min']:.6f}"
-        if variant.faster_than_fp32 is None
-        else f"top-10 overlap with `{FP32}` {_interval(to_json(variant.overlap_at_10))}, "
-        f"{variant.faster_than_fp32.value:.2f} times as fast"
-    )
+        near = f"takes decoded images of any size; {overlap}"
+    elif variant.faster_than_fp32 is None:
+        near = f"smallest cosine to the trained student on image files {variant.parity['cosine_min']:.6f}"
+    else:
+        near = f"{overlap}, {variant.faster_than_fp32.value:.2f} times as fast"
     return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
 
 

@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distilltool.errors import DistillError
 from distilltool.names import json_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,18 @@ def write_json(path: Path, values: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_bytes(path, lambda fresh: _dump(fresh, text))
+
+
+def write_array(path: Path, values: "NDArray[Any]") -> None:
+    """Write an array as .npy atomically."""
+
+    def save(fresh: Path) -> None:
+        import numpy as np
+
+        with fresh.open("wb") as file:  # a path would get another ending
+            np.save(file, values, allow_pickle=False)
+
+    write_bytes(path, save)
 
 
 def _dump(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe, Space
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
-from distilltool.rundir import RunDir, read_json, write_bytes, write_json
+from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.train import Data, Outcome, Scores
@@ -561,7 +561,7 @@ def _finish(
         dims=recipe.student.dims,
     )
     write_json(run.card, {**asdict(card), "preprocess": card.preprocess.to_dict()})
-    write_bytes(run.answers, lambda fresh: _write_array(fresh, answered.vectors[held]))
+    write_array(run.answers, answered.vectors[held])
     paths = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if out]
     seen = [str(photo.path.resolve()) for photo, out in zip(answered.photos, held, strict=True) if not out]
     write_json(
@@ -588,11 +588,6 @@ def _finish(
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _write_array(path: Path, values: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
 
 
 def finished(run: RunDir) -> DistillReport:

@@ -26,7 +26,7 @@ from distilltool.precisions import FP32
 from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, Speedup, VariantReport, to_json
-from distilltool.rundir import RunDir, read_json, write_bytes, write_json, write_text
+from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json, write_text
 from distilltool.student import StudentCard, TorchEmbedder
 from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
 from distilltool.variants import Judged, Sample, Variant, Wanted, judge, make_variant, names, not_worth, worse
@@ -185,13 +185,8 @@ def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, pro
             progress.warn(f"{one.path} {one.reason}")
         progress.advance(len(some))
     progress.end()
-    write_bytes(bundle / "vectors.npy", lambda fresh: _save(fresh, np.concatenate(parts)))
+    write_array(bundle / "vectors.npy", np.concatenate(parts))
     write_json(bundle / "vectors.json", {"space_id": card.space_id, "model": "student.onnx", "files": names})
-
-
-def _save(path: Path, values: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
 
 
 def _without_paths(report: ExportReport) -> ExportReport:

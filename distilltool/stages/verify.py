@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distilltool import bundle, deploy, golden, images
 from distilltool.errors import DistillError
@@ -62,7 +61,7 @@ def _compared(root: Path, path: Path) -> GoldenReport:
     with np.load(root / golden.FOLDER / golden.VECTORS, allow_pickle=False) as kept:
         expected = kept[golden.TRAINED if path.name == FP32 else path.name]
     found = deploy.Student(path).embed(pictures)
-    cosine = float(_cosines(expected, found).min())
+    cosine = float((expected * found).sum(axis=1).min())
     return GoldenReport(
         file=path.name,
         pictures=len(pictures),
@@ -70,8 +69,3 @@ def _compared(root: Path, path: Path) -> GoldenReport:
         difference_max=float(np.abs(expected - found).max()),
         same=cosine >= (NEAR if path.name == FP32 else VARIANT_NEAR),
     )
-
-
-def _cosines(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = (a_ND * b_ND).sum(axis=1)
-    return found
