@@ -366,6 +366,7 @@ def evaluate(
     price_per_query: float | None = None,
     ambiguous: str | None = None,
     timeout: float = TIMEOUT,
+    gates: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
@@ -373,10 +374,13 @@ def evaluate(
     teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was.
     isolate: for every ONNX file; on by itself where a run was distilled so. store: the ledger for the teacher's
     answers about these images, apart from the one that distillation is budgeted in.
-    max_cost, price_per_query, ambiguous, timeout: as in `query`.
+    max_cost, price_per_query, ambiguous, timeout: as in `query`. gates: what each student must reach, e.g.
+    `retention.map>=0.9`, see `distilltool.quality_gate`; the report says which hold.
     """
-    from distilltool import datasets
+    from distilltool import datasets, quality_gate
     from distilltool.stages import evaluate as stage
+
+    limits = [quality_gate.parse(one) for one in gates]
 
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
@@ -425,7 +429,8 @@ def evaluate(
             alone = replace(report, models=(report.models[0], model))
             place = hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]
             write_json(run.evaluations / f"{Path(data).stem[:NAME]}-{place}.json", to_json(alone))
-    return report
+    judged = tuple(quality_gate.judge(one, model) for one in limits for model in report.models[1:])
+    return replace(report, gates=judged)
 
 
 def export(

@@ -430,6 +430,15 @@ def evaluate(
     price: Price = None,
     ambiguous: Ambiguous = None,
     timeout: Timeout = TIMEOUT,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="retention.map>=0.9",
+            help="What each student must reach, in quotes, or the command ends with exit 3: retention.map>=0.9, "
+            "fidelity.overlap@10>=0.6, metrics.recall@1>=0.8; .low for the lower end. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -455,6 +464,7 @@ def evaluate(
             price_per_query=price,
             ambiguous=ambiguous,
             timeout=timeout,
+            gates=gate or (),
             progress=show,
         )
 

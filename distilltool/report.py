@@ -210,8 +210,20 @@ class ModelReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvalGate:
+    """A gate on one model. value: None where it could not be measured; outcome: "holds" or "fails"."""
+
+    gate: str
+    model: str
+    value: Interval | None
+    outcome: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
-    """What `eval` found. models[0] is the teacher. conventions: how each figure is defined."""
+    """What `eval` found. models[0] is the teacher. conventions: how each figure is defined. gates: each on every model
+    but the teacher."""
 
     data: str
     queries: int
@@ -222,6 +234,7 @@ class EvalReport:
     teacher_queries: dict[str, int]
     conventions: dict[str, str]
     seconds: float
+    gates: tuple[EvalGate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,13 +128,23 @@ class Show:
         print(text, end="")
 
     def exit_code(self, result: Any) -> Exit:
-        """A rejected export is a failed gate; a file that is no teacher and a damaged ledger are something to mend."""
-        from distilltool.report import BenchReport, ExportReport, InspectReport, LedgerVerifyReport, VerifyReport
+        """A rejected export and a student below what was asked are failed gates; a file that is no teacher and a
+        damaged ledger are something to mend."""
+        from distilltool.report import (
+            BenchReport,
+            EvalReport,
+            ExportReport,
+            InspectReport,
+            LedgerVerifyReport,
+            VerifyReport,
+        )
 
         if isinstance(result, InspectReport) and result.problem is not None:
             return Exit.FIX
         if isinstance(result, BenchReport):
             return _bench_exit(result)
+        if isinstance(result, EvalReport) and any(gate.outcome == "fails" for gate in result.gates):
+            return Exit.GATE
         if isinstance(result, LedgerVerifyReport | VerifyReport) and result.faults:
             return Exit.FIX
         if isinstance(result, ExportReport) and any(one.status != "accepted" and one.asked for one in result.variants):
@@ -345,6 +355,8 @@ class Show:
                 table.add_row(f"{LABELS[name]} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._skipped(found.skipped)
+        for gate in found.gates:
+            self._gate(gate, gate.model)
 
     def _export(self, found: Any) -> None:
         self._console.print("[bold]The student beside its teacher[/]")
@@ -413,15 +425,14 @@ class Show:
         self._console.print(table)
         for line in bench_text.details(found):
             self._console.print(_safe(line), style="dim", soft_wrap=True)
-        colours = {"faster": "green", "same": "green", "holds": "green", "slower": "red", "fails": "red"}
         if found.verdict is not None:
-            colour = colours.get(found.verdict, "yellow")
-            self._console.print(f"[{colour}]{found.verdict}[/]: {_safe(found.why)}", soft_wrap=True)
+            self._console.print(f"{_outcome(found.verdict)}: {_safe(found.why)}", soft_wrap=True)
         for gate in found.gates:
-            colour = colours.get(gate.outcome, "yellow")
-            where = f"{gate.device}:{gate.threads}, batch {gate.batch}"
-            said = f"{_safe(gate.gate)} [{colour}]{gate.outcome}[/] ({where}): {_safe(gate.why)}"
-            self._console.print(said, soft_wrap=True)
+            self._gate(gate, f"{gate.device}:{gate.threads}, batch {gate.batch}")
+
+    def _gate(self, gate: Any, where: str) -> None:
+        said = f"{_safe(gate.gate)} {_outcome(gate.outcome)} ({_safe(where)}): {_safe(gate.why)}"
+        self._console.print(said, soft_wrap=True)
 
     def _ledger_show(self, found: Any) -> None:
         for one in found.teachers:
@@ -491,6 +502,12 @@ class Show:
             self._console.print(f"[yellow]skipped[/] {_safe(one.path)}: {_safe(one.reason)}")
         if len(skipped) > SKIPPED_SHOWN:
             self._console.print(f"[yellow]skipped[/] {len(skipped) - SKIPPED_SHOWN:,} more (--json lists them all)")
+
+
+def _outcome(word: str) -> str:
+    """A verdict or what came of a gate, in its colour."""
+    colour = "green" if word in ("faster", "same", "holds") else "red" if word in ("slower", "fails") else "yellow"
+    return f"[{colour}]{word}[/]"
 
 
 def _bench_exit(found: Any) -> Exit:

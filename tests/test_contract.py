@@ -43,7 +43,7 @@ FLAGS = {
         "--store",
         "--select",
     },
-    "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store"},
+    "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store", "--gate"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
     | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
@@ -172,7 +172,9 @@ INSPECT = {
     "guess",
 }
 TENSOR = {"name", "shape", "dtype", "role", "why", "layout", "dynamic"}
-EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"}
+EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"} | {
+    "gates"
+}
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
 EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}

@@ -1,0 +1,76 @@
+"""What an evaluated student must keep to: a figure of `eval`, and the least or the most it may be."""
+
+import re
+from dataclasses import dataclass
+
+from distilltool.errors import DistillError, Exit
+from distilltool.metrics import RECALLS
+from distilltool.report import EvalGate, Interval, ModelReport
+
+LABELLED = ("map", "map@r", *(f"recall@{k}" for k in RECALLS))
+FIGURES = {
+    "metrics": LABELLED,
+    "retention": LABELLED,
+    "fidelity": ("overlap@10", "spearman"),
+    "asymmetric": (*LABELLED, "overlap@10"),
+}
+ENDS = ("value", "low", "high")
+WRITTEN = (
+    r"(?P<family>\w+)\.(?P<figure>[a-z]+(?:@\w+)?)(?:\.(?P<end>\w+))?\s*(?P<sign>>=|<=|>|<)\s*"
+    r"(?P<number>\d+(?:\.\d+)?)"
+)
+HINT = (
+    'write "retention.map>=0.9", "fidelity.overlap@10>=0.6" or "metrics.recall@1>=0.8", in quotes; '
+    '"retention.map.low>=0.9" for the lower end of its interval'
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityGate:
+    """A figure as `eval --json` names it. end: "value", or an end of its interval; sign: "<", "<=", ">" or ">="."""
+
+    text: str
+    family: str
+    figure: str
+    end: str
+    sign: str
+    limit: float
+
+
+def parse(text: str) -> QualityGate:
+    """Read `retention.map>=0.9`; raises DistillError."""
+    found = re.fullmatch(WRITTEN, text.strip())
+    if not found:
+        raise DistillError(f"--gate {text} is not understood", HINT, Exit.USAGE)
+    family, figure, end = found["family"], found["figure"], found["end"] or "value"
+    for said, known in ((family, tuple(FIGURES)), (figure, FIGURES.get(family, ())), (end, ENDS)):
+        if said not in known:
+            raise DistillError(f"--gate {text}: there is no {said}, only {', '.join(known)}", HINT, Exit.USAGE)
+    return QualityGate(
+        text=text.strip(), family=family, figure=figure, end=end, sign=found["sign"], limit=float(found["number"])
+    )
+
+
+def judge(gate: QualityGate, model: ModelReport) -> EvalGate:
+    """How a model stands to a gate. A figure that could not be measured does not hold."""
+    figures: dict[str, Interval] = getattr(model, gate.family) or {}
+    value = figures.get(gate.figure)
+    if value is None or value.value != value.value:
+        why = f"{gate.family}.{gate.figure} was not measured: {_unmeasured(gate)}"
+        return EvalGate(gate=gate.text, model=model.name, value=None, outcome="fails", why=why)
+    number = float(getattr(value, gate.end))
+    holds = {"<": number < gate.limit, "<=": number <= gate.limit, ">": number > gate.limit, ">=": number >= gate.limit}
+    beyond = "" if value.low > gate.limit or value.high < gate.limit else ", an interval that the limit lies in"
+    return EvalGate(
+        gate=gate.text,
+        model=model.name,
+        value=value,
+        outcome="holds" if holds[gate.sign] else "fails",
+        why=f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f}{beyond})",
+    )
+
+
+def _unmeasured(gate: QualityGate) -> str:
+    if gate.family == "asymmetric":
+        return "the student's vectors are not in the teacher's space, or the images have no labels"
+    return "the images have no labels, or none has another of its own"
