@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import distilltool
-from distilltool import latency
+from distilltool import latency, versus
 from distilltool.defaults import OPSET
 from distilltool.onnx_export import to_onnx
 from distilltool.runtime import open_session
@@ -68,7 +68,7 @@ def compared(run: Path, seconds: float) -> dict[str, float]:
     ours, theirs = latency.interleaved(
         lambda: whole.run(None, {"images": pixels}), lambda: plain.run(None, {"planes": planes}), seconds
     )
-    ratio = latency.speedup(theirs, ours)
+    ratio = versus.speedup(theirs, ours)
     return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "largest difference": near}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distilltool import images, latency, recipe
+from distilltool import images, latency, recipe, versus
 from distilltool.progress import Silent
 from distilltool.rundir import RunDir
 from distilltool.sources import open_source
@@ -115,7 +115,7 @@ def main() -> None:
                     steps[which]()
                 seconds[which].append((time.perf_counter() - began) / args.steps)
     timed = {name: latency.Timed(blocks=tuple(np.array([one]) for one in times)) for name, times in seconds.items()}
-    ratios = {name: latency.speedup(timed["loop"], timed[name]) for name in ("bare", "plain")}
+    ratios = {name: versus.speedup(timed["loop"], timed[name]) for name in ("bare", "plain")}
     found = {
         "student": Path(args.student).name,
         "input": args.input,

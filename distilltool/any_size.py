@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from distilltool.errors import DistillError
+from distilltool.onnx_file import opset_of
 from distilltool.preprocess import Preprocess
 
 FILTERS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
@@ -22,16 +23,21 @@ def any_size(model: onnx.ModelProto, how: Preprocess) -> onnx.ModelProto:
     stretched cut is resized as a whole and cut then: the same where its margins are whole pixels of the result, else
     with the nearest that are. Raises DistillError for filters that ONNX does not have.
     """
-    if how.interpolation not in FILTERS:
-        raise DistillError(
-            f"ONNX cannot resize by {how.interpolation}", f"--image any needs {', '.join(FILTERS)} in the preprocessing"
-        )
-    front = _front(how, model.opset_import[0].version, model.ir_version)
+    check_filter(how)
+    front = _front(how, opset_of(model), model.ir_version)
     student = onnx.ModelProto.FromString(model.SerializeToString())
     _rename(student, {"images": "resized"})
     joined = compose.merge_models(front, student, io_map=[("resized", "resized")])
     _rename(joined, {"decoded": "images"})
     return joined
+
+
+def check_filter(how: Preprocess) -> None:
+    """Raise DistillError where ONNX cannot resize as the preprocessing does."""
+    if how.interpolation not in FILTERS:
+        raise DistillError(
+            f"ONNX cannot resize by {how.interpolation}", f"--image any needs {', '.join(FILTERS)} in the preprocessing"
+        )
 
 
 def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from distilltool import images
 from distilltool.errors import DistillError, Exit
 from distilltool.graph import AS_IT_IS, CHAIN, RESHAPES, Graph, Shape, Value
 from distilltool.inputs import parse_setting, shape_text, split_setting, spread, the_image
-from distilltool.onnx_file import OnnxFile, describe, read_model, settle_external
+from distilltool.onnx_file import OnnxFile, describe, opset_of, read_model, settle_external
 from distilltool.preprocess import parse_flags
 from distilltool.said import fixed_size, layout_of, nominal_size, said_of, settle, unknown_preprocess
 
@@ -54,7 +54,7 @@ class Subject:
     @property
     def opset(self) -> int:
         """Of the standard operators."""
-        return next((one.version for one in self.proto.opset_import if one.domain in ("", "ai.onnx")), 0)
+        return opset_of(self.proto)
 
     @cached_property
     def batch(self) -> int | None:

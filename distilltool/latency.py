@@ -78,18 +78,6 @@ def block(run: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
     return np.array(samples)
 
 
-def speedup(model: Timed, baseline: Timed) -> Speedup:
-    """Baseline over model: the median over blocks of the ratio of medians, with a 95 % bootstrap interval."""
-    ratios = np.array([np.log(np.median(b) / np.median(a)) for a, b in zip(model.blocks, baseline.blocks, strict=True)])
-    draws = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
-    medians = np.median(ratios[draws], axis=1)
-    return Speedup(
-        value=float(np.exp(np.median(ratios))),
-        low=float(np.exp(np.quantile(medians, 0.025))),
-        high=float(np.exp(np.quantile(medians, 0.975))),
-    )
-
-
 def summarise(
     timed: Timed, *, provider: str, threads: int, batch: int, ratio: Speedup | None, device: str = "cpu"
 ) -> LatencyReport:

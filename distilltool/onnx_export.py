@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distilltool.errors import DistillError
+from distilltool.onnx_file import opset_of
 from distilltool.student import Student
 
 
@@ -46,7 +47,7 @@ def to_onnx(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelPr
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    got = next(one.version for one in model.opset_import if one.domain == "")
+    got = opset_of(model)
     if got != opset:
         raise DistillError(f"the exporter wrote opset {got} instead of {opset}", f"use --opset {got}")
     _strip(model)

@@ -46,6 +46,11 @@ def describe(path: Path, model: onnx.ModelProto) -> OnnxFile:
     )
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operators that a model asks for; 0 where it has none of them."""
+    return next((int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+
+
 def hash_of(files: Sequence[Path]) -> str:
     """sha256 of files one after the other, in hex."""
     digest = hashlib.sha256()

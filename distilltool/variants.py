@@ -13,6 +13,7 @@ from distilltool import images, latency, metrics, precisions, quantising
 from distilltool.defaults import DEVICE, MAX_DROP, MIN_OVERLAP
 from distilltool.embedder import unit
 from distilltool.metrics import Task
+from distilltool.onnx_file import opset_of
 from distilltool.precisions import FP32, Given
 from distilltool.report import Interval, Speedup
 from distilltool.teacher import open_teacher
@@ -129,9 +130,8 @@ def _finish(name: str, model: onnx.ModelProto, sample: Sample, reference: NDArra
     file = folder / f"student.{name}.onnx"
     onnx.helper.set_model_props(model, {**{one.key: one.value for one in model.metadata_props}, PRECISION_KEY: name})
     onnx.save_model(model, file)
-    opset = next(one.version for one in model.opset_import if one.domain == "")
     judged = judge(sample, open_teacher(file).embed(sample.images), reference)
-    return Variant(precision=name, file=file, opset=opset, judged=judged)
+    return Variant(precision=name, file=file, opset=opset_of(model), judged=judged)
 
 
 def calibration(student: "TorchEmbedder", manifest: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,9 @@ def test_the_exported_file_takes_photographs_as_they_are(run_dir: Path, work: Pa
     assert code == 0, err
     code, _, err = run(tmp_path, *words, "--image", "some")
     assert code == 2
+    shutil.copytree(run_dir, tmp_path / "lanczos")
+    card = tmp_path / "lanczos" / "student.json"
+    card.write_text(card.read_text().replace('"bilinear"', '"lanczos"'))
+    words = ["export", str(tmp_path / "lanczos"), "--bundle", str(tmp_path / "none"), "--image", "any"]
+    code, _, err = run(tmp_path, *words)
+    assert code == 1 and "lanczos" in err and not (tmp_path / "none").exists()  # said before anything is made

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from distilltool import latency
-from distilltool.latency import EARNED, Timed, interleaved, speedup, summarise
+from distilltool.latency import EARNED, Timed, interleaved, summarise
+from distilltool.versus import speedup
 
 
 def timed(samples: np.ndarray, blocks: int = 4) -> Timed:

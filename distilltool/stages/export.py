@@ -14,14 +14,15 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from distilltool import __version__, deploy, golden, images, latency
+from distilltool import __version__, deploy, golden, images, latency, versus
 from distilltool import bundle as contents
-from distilltool.any_size import any_size
+from distilltool.any_size import any_size, check_filter
 from distilltool.card import render_card
 from distilltool.deploy import IMAGE_KEY
 from distilltool.errors import DistillError
 from distilltool.latency import Timed
 from distilltool.onnx_export import to_onnx
+from distilltool.onnx_file import opset_of
 from distilltool.precisions import FP32
 from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
@@ -67,6 +68,8 @@ def export(
     seconds: for the latency measurement. gallery: images whose vectors go into the bundle.
     """
     began = time.perf_counter()
+    if wanted.any_size:
+        check_filter(student.preprocess)
     manifest = read_json(run.manifest)
     sample = _sample(run, student, manifest)
     bundle.mkdir(parents=True, exist_ok=True)
@@ -217,14 +220,14 @@ def _time(
     ours, base = found[: len(made)], found[len(made)] if theirs is not None else None
 
     def said(one: Timed, embedder: OnnxEmbedder, baseline: Timed | None) -> LatencyReport:
-        ratio = latency.speedup(one, baseline) if baseline is not None else None
+        ratio = versus.speedup(one, baseline) if baseline is not None else None
         return latency.summarise(
             one, device=device, provider=embedder.provider, threads=threads, batch=batch, ratio=ratio
         )
 
     return _Times(
         variants=tuple((said(one, embedder, base),) for one, embedder in zip(ours, opened, strict=True)),
-        gains=(None, *(latency.speedup(one, ours[0]) for one in ours[1:])),
+        gains=(None, *(versus.speedup(one, ours[0]) for one in ours[1:])),
         teacher=(said(base, teacher, None),) if base is not None and teacher is not None else (),
     )
 
@@ -262,7 +265,7 @@ def _ship_any_size(model: onnx.ModelProto, sample: Sample, wanted: Wanted, bundl
         deploy.Student(file).embed(sample.paths),
     )
     judged = judge(sample, found, reference)
-    variant = Variant(precision=FP32, file=file, opset=model.opset_import[0].version, judged=judged)
+    variant = Variant(precision=FP32, file=file, opset=opset_of(model), judged=judged)
     reason = worse(judged, wanted)
     report = replace(_told(variant, (), None, reason, asked=True), image="any")
     if reason:
