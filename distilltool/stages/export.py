@@ -1,5 +1,6 @@
 """Write a finished run's student as ONNX files, check them against the student, time them beside the teacher."""
 
+import copy
 import json
 import shutil
 import tempfile
@@ -28,12 +29,13 @@ from distilltool.preprocess import METADATA_KEY
 from distilltool.progress import Progress
 from distilltool.report import ExportReport, Interval, LatencyReport, Speedup, VariantReport, to_json
 from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json, write_text
-from distilltool.student import StudentCard, TorchEmbedder
+from distilltool.student import StudentCard, TorchEmbedder, embed
 from distilltool.teacher import DIMS_KEY, SPACE_KEY, OnnxEmbedder, TeacherOptions, open_teacher
 from distilltool.variants import Judged, Sample, Variant, Wanted, judge, make_variant, names, not_worth, worse
 
 BATCHES = (1, 2, 7)  # where a dynamic batch is proved
 TOLERANCE = 1e-4  # largest difference between torch and onnxruntime in a coordinate of a unit vector
+ROUNDING = 4  # times as far from the exact answer as float32 in torch, at most, where it is further than that
 MIN_COSINE = 0.999
 JUDGED = 1000  # held-out images that variants are judged on
 EMBEDDED_AT_ONCE = 32
@@ -339,13 +341,30 @@ def stamp(card: StudentCard, manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def _unproved(student: TorchEmbedder, exported: OnnxEmbedder, images_NHWC: NDArray[np.uint8]) -> str:
-    """Why torch and onnxruntime do not give the same vectors at every batch size that is promised; empty if they do."""
+    """Why torch and onnxruntime do not give the same vectors at every batch size that is promised; empty if they do.
+
+    Where they differ by more than the tolerance, the file may be no further from the student in float64 than a few
+    times as far as the student in float32 itself: a network that tells images apart by a thousandth of its features has
+    no better answer.
+    """
     for batch in BATCHES:
         rows = images_NHWC[np.arange(batch) % len(images_NHWC)]
-        worst = float(np.abs(exported.embed(rows) - student.embed(rows)).max())
-        if worst > TOLERANCE:
+        found = exported.embed(rows)
+        worst = float(np.abs(found - student.embed(rows)).max())
+        if worst > TOLERANCE and not _as_near_as_rounding_allows(student, found, rows):
             return f"at batch {batch} it differs from the trained student by {worst:.2g}, more than {TOLERANCE}"
     return ""
+
+
+def _as_near_as_rounding_allows(
+    student: TorchEmbedder, found: NDArray[np.float32], images_NHWC: NDArray[np.uint8]
+) -> bool:
+    try:
+        exact = embed(copy.deepcopy(student.student).double(), images_NHWC)
+    except (RuntimeError, TypeError):  # a graph that names float32 itself
+        return False
+    ours = float(np.abs(student.embed(images_NHWC) - exact).max())
+    return float(np.abs(found - exact).max()) <= ROUNDING * ours
 
 
 def _judge_float32(sample: Sample, exported: OnnxEmbedder) -> Judged:

@@ -1,0 +1,96 @@
+"""What an exported file may differ by from the student it was made of."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from distilltool.onnx_export import to_onnx
+from distilltool.preprocess import METADATA_KEY, Preprocess
+from distilltool.stages.export import TOLERANCE, _unproved
+from distilltool.student import FORM, Student, StudentCard, TorchEmbedder
+from distilltool.students import Backbone
+from distilltool.teacher import OnnxEmbedder, open_teacher
+
+HOW = Preprocess(size=(16, 16), layout="NHWC", dtype="uint8")
+
+
+class Dull(nn.Module):
+    """Features of which `share` tells images apart; the rest is common to all."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 32, 3, bias=False)
+        self.mix = nn.Linear(32, 32, bias=False)
+        self.share = share
+        self.common = nn.Parameter(1 + torch.rand(32))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        told: Tensor = self.mix(self.conv(images_NCHW).mean(dim=(2, 3)) * self.share + self.common)
+        return told
+
+
+def student(share: float, rows: np.ndarray) -> TorchEmbedder:
+    backbone = Backbone(module=Dull(share), width=32, mean=(0.5,) * 3, std=(0.2,) * 3, start="scratch")
+    made = Student(backbone, 0, bias=False).eval()
+    with torch.no_grad():
+        made.centre.copy_(made.features(torch.tensor(rows).permute(0, 3, 1, 2)).mean(dim=0))
+    card = StudentCard(
+        spec="timm:dull",
+        input=(16, 16),
+        dim=32,
+        head=0,
+        bias=False,
+        space="own",
+        space_id="own-0",
+        start="scratch",
+        params=0,
+        preprocess=HOW,
+        form=FORM,
+    )
+    return TorchEmbedder(made, card, "dull")
+
+
+def exported(one: TorchEmbedder, path: Path, off: float = 0.0) -> OnnxEmbedder:
+    """The student's file; with `off`, with one matrix that much wrong."""
+    model = to_onnx(one.student, (16, 16), 20)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({**HOW.to_dict(), "source": "distilltool"})})
+    for held in model.graph.initializer if off else ():
+        values = numpy_helper.to_array(held)
+        if values.shape == (32, 32):
+            wrong = values + off * np.random.default_rng(0).normal(size=values.shape).astype(np.float32)
+            held.CopyFrom(numpy_helper.from_array(wrong, held.name))
+    onnx.save(model, path)
+    return open_teacher(path)
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (7, 16, 16, 3)).astype(np.uint8)
+
+
+def test_rounding_that_the_student_shares_is_no_fault(rows: np.ndarray, tmp_path: Path) -> None:
+    """Where little tells images apart, no two ways to add in float32 agree; the file is not to blame."""
+    one = student(1e-3, rows)
+    file = exported(one, tmp_path / "s.onnx")
+    assert np.abs(file.embed(rows) - one.embed(rows)).max() > TOLERANCE
+    assert _unproved(one, file, rows) == ""
+
+
+@pytest.mark.parametrize("share", [1e-3, 1.0])
+def test_a_file_that_is_wrong_is_told(share: float, rows: np.ndarray, tmp_path: Path) -> None:
+    one = student(share, rows)
+    assert "differs from the trained student" in _unproved(one, exported(one, tmp_path / "s.onnx", 1e-2), rows)
+
+
+def test_a_student_that_tells_images_apart_is_met_to_the_tolerance(rows: np.ndarray, tmp_path: Path) -> None:
+    one = student(1.0, rows)
+    file = exported(one, tmp_path / "s.onnx")
+    assert np.abs(file.embed(rows) - one.embed(rows)).max() < TOLERANCE
+    assert _unproved(one, file, rows) == ""
