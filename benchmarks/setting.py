@@ -1,10 +1,11 @@
 """Images with labels and a teacher's answers about them, and the figures by which every benchmark judges a student."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,20 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["rows"] if path.exists() else []  # type: ignore[no-any-return]
 
 
+@cache
+def code() -> str:
+    """Of distilltool's sources and recipes, so that rows made by the same program can be told: 12 digits of sha256."""
+    root, digest = Path(distilltool.__file__).parent, hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *root.parent.glob("recipes/*.toml")]):
+        digest.update(path.relative_to(root.parent).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Add one row to a results file, whatever others have added meanwhile."""
     kept = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    kept["rows"].append(row)
+    kept["rows"].append({**row, "code": code()})
     kept |= {"environment": environment()}
     fresh = path.with_suffix(".fresh")
     fresh.write_text(json.dumps(kept, indent=1) + "\n")
