@@ -72,6 +72,11 @@ class Show:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
+    @property
+    def _whole(self) -> bool:
+        """Whether lines are left as long as they are: a terminal's are broken between words, a file's are searched."""
+        return not self._console.is_terminal
+
     def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.end()
         if self._quiet:
@@ -81,7 +86,9 @@ class Show:
         if self._console.is_terminal:
             self._bar = Progress(*_columns(total), console=self._console)
             self._bar.start()
-            self._task = self._bar.add_task(_safe(what), total=total or None, completed=done, rate="", detail="")
+            self._task = self._bar.add_task(
+                _safe(what), total=total or None, completed=done, unit=unit, rate="", detail=""
+            )
 
     def expect(self, total: int) -> None:
         if self._work is not None:
@@ -98,7 +105,7 @@ class Show:
             self._bar.update(self._task, advance=amount, rate=work.rate(), detail=_safe(detail))
         elif time.monotonic() - work.said > SILENCE:
             work.said = time.monotonic()
-            self._console.print(_safe(work.line(detail)), soft_wrap=True)
+            self._console.print(_safe(work.line(detail)), soft_wrap=self._whole)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -115,13 +122,13 @@ class Show:
 
     def error(self, error: DistillError) -> None:
         self.end()
-        self._console.print(f"[red]error:[/] {_safe(error.message)}: {_safe(error.fix)}", soft_wrap=True)
+        self._console.print(f"[red]error:[/] {_safe(error.message)}: {_safe(error.fix)}", soft_wrap=self._whole)
 
     def interrupted(self, kept: str) -> None:
         self.end()
         self._console.print(
             f"[yellow]stopped:[/] {_safe(kept or 'what was finished is kept; the same command goes on')}",
-            soft_wrap=True,
+            soft_wrap=self._whole,
         )
 
     def text(self, text: str) -> None:
@@ -205,7 +212,7 @@ class Show:
         if found.images and not found.warnings and found.problem is None:
             self._console.print(f"[green]sound[/] on {found.images} images")
         if found.problem is not None:
-            self._console.print(f"[red]error:[/] {_safe(found.problem)}", soft_wrap=True)
+            self._console.print(f"[red]error:[/] {_safe(found.problem)}", soft_wrap=self._whole)
 
     def _inspect_reading(self, table: Table, found: Any) -> None:
         """What is made of the file: embedding, preprocessing, cost."""
@@ -318,7 +325,7 @@ class Show:
             )
         self._console.print(table)
         for target, why in found.refused.items():
-            self._console.print(f"[yellow]{_safe(target)}:[/] {_safe(why)}", soft_wrap=True)
+            self._console.print(f"[yellow]{_safe(target)}:[/] {_safe(why)}", soft_wrap=self._whole)
         if any(not point.front for point in found.points):
             self._console.print("[dim]dim: another one is faster and keeps more[/]")
         self._console.print(
@@ -382,10 +389,12 @@ class Show:
         for one in found.variants:
             file, beside = Path(found.bundle) / one.file, " with card.md and deploy.py" if one is first else ""
             if one.status == "accepted":
-                self._console.print(f"[green]shipped[/] {_safe(str(file))}{beside}", soft_wrap=True)
+                self._console.print(f"[green]shipped[/] {_safe(str(file))}{beside}", soft_wrap=self._whole)
             else:
                 left = "; nothing was shipped" if one is first else ""
-                self._console.print(f"[red]rejected[/] {one.precision}: {_safe(one.reason)}{left}", soft_wrap=True)
+                self._console.print(
+                    f"[red]rejected[/] {one.precision}: {_safe(one.reason)}{left}", soft_wrap=self._whole
+                )
 
     def _variant(self, table: Table, one: Any) -> None:
         """A row: how fast, how small and how good a file is, and whether it ships."""
@@ -424,19 +433,19 @@ class Show:
             table.add_row(*map(_safe, row))
         self._console.print(table)
         for line in bench_text.details(found):
-            self._console.print(_safe(line), style="dim", soft_wrap=True)
+            self._console.print(_safe(line), style="dim", soft_wrap=self._whole)
         if found.verdict is not None:
-            self._console.print(f"{_outcome(found.verdict)}: {_safe(found.why)}", soft_wrap=True)
+            self._console.print(f"{_outcome(found.verdict)}: {_safe(found.why)}", soft_wrap=self._whole)
         for gate in found.gates:
             self._gate(gate, f"{gate.device}:{gate.threads}, batch {gate.batch}")
 
     def _gate(self, gate: Any, where: str) -> None:
         said = f"{_safe(gate.gate)} {_outcome(gate.outcome)} ({_safe(where)}): {_safe(gate.why)}"
-        self._console.print(said, soft_wrap=True)
+        self._console.print(said, soft_wrap=self._whole)
 
     def _ledger_show(self, found: Any) -> None:
         for one in found.teachers:
-            self._console.print(f"{one.number}: [bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=True)
+            self._console.print(f"{one.number}: [bold]{one.sha256[:12]}[/] {_safe(one.name)}", soft_wrap=self._whole)
             table = _facts()
             table.add_row("output", _output_of(one))
             table.add_row("preprocessing", _safe(one.source or "unknown"))
@@ -457,14 +466,14 @@ class Show:
 
     def _verify(self, found: Any) -> None:
         for one in found.faults:
-            self._console.print(f"[red]fault[/] {_safe(one)}", soft_wrap=True)
+            self._console.print(f"[red]fault[/] {_safe(one)}", soft_wrap=self._whole)
         for one in found.golden:
             same = "[green]the same vectors[/]" if one.same else "[red]other vectors[/]"
             said = f"{one.pictures} pictures, cosine {one.cosine_min:.5f} or more"
-            self._console.print(f"{_safe(one.file)}: {same} ({said})", soft_wrap=True)
+            self._console.print(f"{_safe(one.file)}: {same} ({said})", soft_wrap=self._whole)
         if not found.faults:
             self._console.print(
-                f"[green]sound[/] {found.files} files as exported: {_safe(found.bundle)}", soft_wrap=True
+                f"[green]sound[/] {found.files} files as exported: {_safe(found.bundle)}", soft_wrap=self._whole
             )
 
     def _ledger_verify(self, found: Any) -> None:
@@ -475,20 +484,20 @@ class Show:
             more = f" and {len(found.faults) - 1:,} more (--json lists them all)" if len(found.faults) > 1 else ""
             self.error(DistillError(f"the ledger {found.store} is damaged", f"{found.faults[0]}{more}"))
         else:
-            self._console.print(f"[green]sound[/] {counts}: {_safe(found.store)}", soft_wrap=True)
+            self._console.print(f"[green]sound[/] {counts}: {_safe(found.store)}", soft_wrap=self._whole)
         for one in found.coverage:
             self._console.print(
                 f"{one.sha256[:12]} {_safe(one.output)}: {one.known:,} of these images answered, "
                 f"{len(one.unanswered):,} not, {len(one.orphans):,} answers about others"
             )
             for path in one.unanswered[:SKIPPED_SHOWN]:
-                self._console.print(f"  [yellow]no answer[/] {_safe(path)}", soft_wrap=True)
+                self._console.print(f"  [yellow]no answer[/] {_safe(path)}", soft_wrap=self._whole)
 
     def _ledger_export(self, found: Any) -> None:
         self._console.print(
             f"[green]written[/] {found.rows:,} answers of {_teachers(found.teachers)}, {found.bytes / 1e6:,.1f} MB: "
             f"{_safe(found.file)}",
-            soft_wrap=True,
+            soft_wrap=self._whole,
         )
 
     def _recipes(self, found: dict[str, Any]) -> None:
@@ -520,7 +529,7 @@ def _bench_exit(found: Any) -> Exit:
 
 def _columns(total: int) -> list[ProgressColumn]:
     if not total:
-        return [TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} {task.fields[rate]}")]
+        return [TextColumn("{task.description}: {task.completed:,.0f} {task.fields[unit]}, {task.fields[rate]}")]
     return [
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
