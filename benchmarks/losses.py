@@ -1,14 +1,15 @@
 """What each loss costs forward and backward in a large batch, its memory, and how large its gradient is beside kl's.
 
     python benchmarks/losses.py [--batch 256] [--ratio 4] [--dim 1280] [--bank 1000 10000] [--rounds 5]
-        [--threads 1] [--json OUT]
+        [--threads 1] [--step FILE.onnx --side 128] [--json OUT]
 
 Rows: `batch` images and `ratio` mixes each, student and teacher vectors of `dim` with a common part (the student is the
 teacher turned, plus noise; for losses in the teacher's space not turned). `ms` is the median and the least of the
 rounds, `memory_mb` the peak of tensors made on the way (torch's profiler), `gradient` the norm of the gradient at the
 student's vectors over that of kl. Losses that ask for the bank are timed at each size of it. One thread, because two on
 cores that others use wait for each other; `matmul_ms` is that of one M x M x D product, of which a loss on relations
-needs three. Rough: compare within one run.
+needs three. Rough: compare within one run. `step`: forward and backward of a student made of that file, for as many
+images as `batch` (64 at a time), of which each loss is then a share.
 """
 
 import argparse
@@ -25,7 +26,15 @@ from torch.nn import functional as F
 from distilltool import extensions
 from distilltool.latency import machine
 from distilltool.mixing import mix
+from distilltool.progress import Silent
 from distilltool.recipe import Mix
+from distilltool.sources import open_source
+from distilltool.student import Student
+from distilltool.students import Start, build
+from distilltool.teacher import TeacherOptions, open_teacher
+
+IMAGENET = TeacherOptions(preprocess=("imagenet", "size=224"))
+PART = 64  # images at once
 
 
 def rows(rng: np.random.Generator, count: int, dim: int) -> Tensor:
@@ -93,6 +102,16 @@ def peak_mb(call: Callable[[], object]) -> float:
     return most / 1e6
 
 
+def step_ms(file: Path, batch: int, side: int, rounds: int) -> float:
+    """Forward and backward of a student made of an ONNX file, for `batch` images of that side."""
+    source = open_source(f"onnx:{file},preprocess=imagenet", open_teacher(file, IMAGENET), False, [], Silent())
+    start = Start(input=side, seed=0, source=source)
+    student = Student(build(f"onnx:{file}", start), 0, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = torch.randint(0, 256, (PART, 3, side, side), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    taken = milliseconds(lambda: student.train()(pixels).sum().backward(), rounds)
+    return float(np.median(taken)) * batch / PART
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=256)
@@ -101,9 +120,14 @@ def main() -> None:
     parser.add_argument("--bank", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--step", type=Path, help="ONNX file of the student whose step is measured")
+    parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    step = step_ms(args.step, args.batch, args.side, args.rounds) if args.step else None
+    if step:
+        print(f"step        {step:.1f} ms")
     size = (args.batch, args.ratio, args.dim)
     unit = Case("kl", *size, args.bank[0])().norm().item()
     found = []
@@ -119,6 +143,7 @@ def main() -> None:
                 "ms": {"median": round(float(np.median(taken)), 1), "least": round(min(taken), 1)},
                 "memory_mb": round(peak_mb(case), 1),
                 "gradient": case().norm().item() / unit,
+                **({"share of a step": round(float(np.median(taken)) / step, 4)} if step else {}),
             }
             found.append(entry)
             print(
@@ -137,7 +162,8 @@ def main() -> None:
     product = float(np.median(milliseconds(lambda: wide @ wide.T, args.rounds)))
     print(f"matmul      {product:.1f} ms")
     result = {
-        "arguments": {**vars(args), "json": None},
+        "arguments": {**vars(args), "json": None, "step": args.step and args.step.name},
+        "step_ms": step,
         "mix_ms": float(np.median(taken)),
         "matmul_ms": product,
         "losses": found,

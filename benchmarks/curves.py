@@ -1,0 +1,80 @@
+"""Curves of what is kept of the teacher, from the rows of quality.json: by answers, by training, by the student's cost.
+
+pip install matplotlib
+python benchmarks/curves.py benchmarks/results/quality.json docs/curves.svg
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from setting import mean
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+Row = dict[str, Any]
+AIM, COLOURS, MARKS = 90, {"untrained": "#a35200", "best": "#0b62a4"}, {"untrained": "s", "best": "o"}
+NAMES = {"untrained": "untrained", "best": "distilled"}
+FLOPS = {"caltech": 0.10, "caltech-200": 0.25}  # of the teacher's, at 128 and 200 px
+
+
+def curve(ax: Any, rows: list[Row], arm: str, at: Callable[[Row], float], steps: int | None = None) -> None:
+    """Means over seeds with their 95 % t-intervals; a single seed has none."""
+    cells = defaultdict(list)
+    for row in rows:
+        if row["arm"] == arm and (steps is None or row["steps"] in (0, steps)):
+            cells[at(row)].append(100 * row["figures"]["map kept"])
+    places = sorted(cells)
+    found = [mean(cells[place]) for place in places]
+    half = [one["half"] or 0 for one in found]
+    ax.errorbar(
+        places,
+        [one["mean"] for one in found],
+        yerr=half,
+        label=NAMES[arm],
+        color=COLOURS[arm],
+        marker=MARKS[arm],
+        markersize=5,
+        capsize=3,
+        linewidth=1.5,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("svg", type=Path)
+    args = parser.parse_args()
+    rows: list[Row] = json.loads(args.json.read_text())["rows"]
+    mine = [row for row in rows if row["setting"] == "caltech"]
+    plt.rcParams.update({"font.size": 9, "svg.hashsalt": "distilltool", "font.family": "sans-serif"})
+    figure, (answers, training, cost) = plt.subplots(1, 3, figsize=(9.6, 3.1), sharey=True, layout="constrained")
+    for arm in COLOURS:
+        curve(answers, mine, arm, lambda row: row["queries"], steps=150)
+        curve(
+            cost, [row for row in rows if row["queries"] == 1000 and row["setting"] in FLOPS], arm, cost_of, steps=150
+        )
+    curve(training, [row for row in mine if row["queries"] == 1000], "best", lambda row: row["figures"]["steps"])
+    answers.set(xlabel="images asked about", ylabel="teacher's mAP kept, %", xscale="log")
+    answers.set_xticks([250, 1000, 2077], ["250", "1,000", "2,077"], minor=False)
+    answers.minorticks_off()
+    training.set(xlabel="steps of 192 images", xscale="log")
+    cost.set(xlabel="student's FLOPs, % of the teacher's")
+    for ax in (answers, training, cost):
+        ax.axhline(AIM, color="#777777", linewidth=1, linestyle=":")
+        ax.grid(visible=True, color="#dddddd", linewidth=0.5)
+    answers.legend(loc="lower right", frameon=False)
+    figure.savefig(args.svg, metadata={"Date": None})
+
+
+def cost_of(row: Row) -> float:
+    return 100 * FLOPS[row["setting"]]
+
+
+if __name__ == "__main__":
+    main()
