@@ -13,6 +13,8 @@ import pytest
 import yaml
 from builders import onnx_teacher
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -77,6 +77,7 @@ def test_a_named_student_gets_the_largest_images_it_may_have(work: Path) -> None
         found_for(work, "p50<1us", spec="teacher:cut=0.5")
 
 
+@pytest.mark.alone
 def test_time_is_what_a_target_of_time_is_about(work: Path) -> None:
     """Half of the time of the whole teacher is kept to, and by images larger than the smallest."""
     (whole,) = found_for(work, "p50<1000ms", spec="teacher")
@@ -85,6 +86,7 @@ def test_time_is_what_a_target_of_time_is_about(work: Path) -> None:
     assert half.ms is not None and half.ms <= 0.6 * whole.ms and half.input < SIDE
 
 
+@pytest.mark.alone
 def test_several_targets_make_several_students_of_the_same_answers(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
     flags = [*FLAGS, "--target", "flops<0.5x", "--target", "flops<0.25x", "--target", "flops<0.0001x"]

@@ -29,6 +29,8 @@ from distilltool.measure import Worker
 from distilltool.report import BenchReport, to_json
 from distilltool.stored import read_stored
 
+pytestmark = pytest.mark.alone
+
 SECONDS = "2"
 
 

@@ -401,6 +401,7 @@ def test_a_pretrained_start_from_a_file_is_used(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_time_budget_is_kept(work: Path) -> None:
     report = distilltool.distill(
         work / "teacher.onnx",

@@ -7,6 +7,8 @@ from distilltool import latency
 from distilltool.latency import EARNED, Timed, interleaved, summarise
 from distilltool.versus import speedup
 
+pytestmark = pytest.mark.alone
+
 
 def timed(samples: np.ndarray, blocks: int = 4) -> Timed:
     """Samples in seconds, dealt into blocks."""

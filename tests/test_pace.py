@@ -103,6 +103,7 @@ def asked(tmp_path: Path, batch: int | None, fixed: int | str = "N", count: int 
     return teacher.sizes
 
 
+@pytest.mark.alone
 def test_query_doubles(tmp_path: Path) -> None:
     """Eight, then more as long as that pays; every image is asked about once."""
     sizes = asked(tmp_path, None)
@@ -119,6 +120,7 @@ def test_query_with_a_fixed_batch(tmp_path: Path) -> None:
     assert all(size % 4 == 0 for size in sizes[:-1]) and sum(sizes) == 50
 
 
+@pytest.mark.alone
 def test_query_goes_on_with_half(tmp_path: Path) -> None:
     """What did not fit is asked about in halves, what follows in batches that fit."""
     sizes = asked(tmp_path, None, count=100, limit=12)
