@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distilltool.names import printable
+from distilltool.names import headline, printable
 from distilltool.precisions import FP32
 from distilltool.report import ExportReport, VariantReport, to_json
 from distilltool.student import StudentCard
@@ -94,8 +94,7 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
     found = [
         f"{name} {_interval(student['metrics'][name])}, teacher {_interval(teacher['metrics'][name])}, "
         f"kept {_interval(student['retention'][name])}"
-        for name in ("map", "recall@1")
-        if student["metrics"]
+        for name in headline(student["metrics"])
     ]
     found.append(f"overlap@10 {_interval(student['fidelity']['overlap@10'])}")
     return (

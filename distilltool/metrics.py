@@ -1,86 +1,149 @@
 """Retrieval metrics per query, and their bootstrap intervals."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilltool.measures import CUT_MAP, MEASURES, Ranked
 from distilltool.report import Interval
 from distilltool.search import nearest
+from distilltool.truth import LABELLED, Figure, Truth
 
 RESAMPLES = 1000
-RECALLS = (1, 5, 10)
 NEIGHBOURS = 10
-BLOCK = 512  # queries whose whole ranking is held at once
+BLOCK = 512  # queries whose ranking is held at once, fewer where it is long
+PLACES = 1 << 25  # of the rankings that are held at once
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
 SPEARMAN_GALLERY = 5000
 CONVENTIONS = {
-    "map": "mean over queries of rectangle AP: precision at the rank of each positive, over all positives",
-    "map@r": "MAP@R of Musgrave et al. 2020: rectangle AP cut at R, over R, the number of positives",
-    "recall@k": "share of queries with at least one positive among the first k",
     "overlap@10": "share of the teacher's 10 nearest that are among the model's 10 nearest; of fewer, half of the "
     "others, where the gallery is smaller than 21",
     "spearman": f"rank correlation of all similarities of a query, at most {SPEARMAN_QUERIES} queries "
     f"× {SPEARMAN_GALLERY} gallery images, drawn once",
     "self": "a query in the gallery is never its own answer; queries without a positive leave the label metrics",
+    "ties": "equal similarities, float32, stand in the order of the images",
     "interval": f"95 % percentile bootstrap over queries, {RESAMPLES} resamples; retention resamples both models alike",
 }
+
+
+def conventions(figures: Sequence[Figure]) -> dict[str, str]:
+    """How each figure is defined: one entry for all cuts of a measure."""
+    said = {}
+    for figure in figures:
+        named = replace(figure, level="", cut=None).name + ("" if figure.cut is None else "@k")
+        said[named] = CUT_MAP if named == "map@k" else MEASURES[figure.measure].convention
+    return said | CONVENTIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """Who is asked about what. query, gallery: rows of the embedded images; labels: (N,) or None.
 
-    itself: for each query its own place in the gallery, −1 where it is not there.
+    truth: where lists say what is right, not labels: lists of such rows for each query, by level. figures: what is
+    computed. itself: for each query its own place in the gallery, −1 where it is not there.
     """
 
     query: NDArray[np.int64]
     gallery: NDArray[np.int64]
     labels: NDArray[np.int64] | None
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+    figures: tuple[Figure, ...] = LABELLED
 
     @property
     def itself(self) -> NDArray[np.int64]:
         place = {row: at for at, row in enumerate(self.gallery.tolist())}
         return np.array([place.get(row, -1) for row in self.query.tolist()], np.int64)
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether anything says what is right."""
+        return self.labels is not None or bool(self.truth)
+
 
 def labelled(
     task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float64]]:
-    """Per-query metrics against labels, each (Q,), NaN for a query without positives.
+    """Per-query figures against labels or lists, each (Q,), NaN for a query without positives.
 
     query_ND, gallery_ND: vectors of length 1 of all images, of which `task` picks its rows; they differ where a
     student's queries are put to the teacher's gallery.
     """
-    blocks = [
-        _labelled_block(task, query_ND, gallery_ND, slice(at, at + BLOCK)) for at in range(0, len(task.query), BLOCK)
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    relevance = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
+    depth = _depth(task, relevance)
+    queries_QD, gallery_GD, itself = query_ND[task.query], gallery_ND[task.gallery], task.itself
+    step = max(1, min(BLOCK, PLACES // max(depth, 1)))
+    parts: dict[str, list[NDArray[np.float64]]] = {figure.name: [] for figure in task.figures}
+    for at in range(0, len(task.query), step):
+        block = slice(at, at + step)
+        found = nearest(queries_QD[block], gallery_GD, depth, itself[block]).ids
+        for level, judge in relevance.items():
+            ranked = judge.ranked(found, block)
+            for figure in task.figures:
+                if figure.level == level:
+                    parts[figure.name].append(MEASURES[figure.measure].of(ranked, figure.cut))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _labelled_block(
-    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32], block: slice
-) -> dict[str, NDArray[np.float64]]:
-    """The metrics of a block of queries, whose whole ranking is in memory."""
+class _ByLabel:
+    """Right is what has the query's label; nothing is ignored."""
+
+    def __init__(self, task: Task, labels: NDArray[np.int64]) -> None:
+        self.query, self.gallery = labels[task.query], labels[task.gallery]
+        sizes = np.bincount(self.gallery, minlength=int(labels.max(initial=0)) + 1)
+        self.positives = (sizes[self.query] - (task.itself >= 0)).astype(np.int64)
+        self.ignored = 0
+
+    def ranked(self, found_QK: NDArray[np.int64], block: slice) -> Ranked:
+        """Places in the gallery that some queries found, judged."""
+        there = found_QK >= 0
+        hits = (self.gallery[np.maximum(found_QK, 0)] == self.query[block][:, None]) & there
+        rank = np.where(there, np.arange(1, found_QK.shape[1] + 1), 0)
+        return Ranked(hits=hits, rank=rank, positives=self.positives[block])
+
+
+class _ByList:
+    """Right is what is listed; the ranking closes up where images are ignored."""
+
+    def __init__(self, task: Task, truth: Truth) -> None:
+        self.rows, self.truth = task.gallery, truth
+        inside = [
+            np.setdiff1d(np.intersect1d(one, task.gallery), own)
+            for one, own in zip(truth.positives, task.query, strict=True)
+        ]
+        self.lists = tuple(zip(inside, truth.ignored, strict=True))
+        self.positives = np.array([len(one) for one in inside], np.int64)
+        self.ignored = max((len(one) for one in truth.ignored), default=0)
+
+    def ranked(self, found_QK: NDArray[np.int64], block: slice) -> Ranked:
+        """Places in the gallery that some queries found, judged."""
+        there, rows = found_QK >= 0, self.rows[np.maximum(found_QK, 0)]
+        right, kept = np.zeros(found_QK.shape, bool), there.copy()
+        for at, (positives, ignored) in enumerate(self.lists[block]):
+            right[at] = np.isin(rows[at], positives)
+            kept[at] &= ~np.isin(rows[at], ignored)
+        rank = np.where(kept, np.cumsum(kept, axis=1), 0)
+        return Ranked(hits=right & kept, rank=rank, positives=self.positives[block])
+
+
+def _relevance(task: Task, level: str) -> _ByLabel | _ByList:
+    if task.truth:
+        return _ByList(task, task.truth[level])
     assert task.labels is not None
-    queries, gallery_labels = task.query[block], task.labels[task.gallery]
-    found = nearest(query_ND[queries], gallery_ND[task.gallery], len(task.gallery), task.itself[block]).ids
-    hits = (gallery_labels[np.maximum(found, 0)] == task.labels[queries][:, None]) & (found >= 0)
-    positives = hits.sum(axis=1)
-    return {
-        "map": _average_precision(hits, positives, cut=False),
-        "map@r": _average_precision(hits, positives, cut=True),
-        **{f"recall@{k}": np.where(positives > 0, hits[:, :k].any(axis=1), np.nan) for k in RECALLS},
-    }
+    return _ByLabel(task, task.labels)
 
 
-def _average_precision(hits_QG: NDArray[np.bool_], positives_Q: NDArray[np.int64], cut: bool) -> NDArray[np.float64]:
-    """Rectangle AP; with `cut` only the first R ranks count, R the number of positives."""
-    ranks = np.arange(1, hits_QG.shape[1] + 1)
-    precision = np.cumsum(hits_QG, axis=1) / ranks
-    counted = hits_QG & (ranks <= positives_Q[:, None]) if cut else hits_QG
-    total = (precision * counted).sum(axis=1)
-    return np.where(positives_Q > 0, total / np.maximum(positives_Q, 1), np.nan)
+def _depth(task: Task, relevance: Mapping[str, _ByLabel | _ByList]) -> int:
+    """How many neighbours decide all figures of a task."""
+    deepest = 1
+    for figure in task.figures:
+        judge = relevance[figure.level]
+        reach = MEASURES[figure.measure].reach(figure.cut, int(judge.positives.max(initial=0)))
+        if reach is None:
+            return len(task.gallery)
+        deepest = max(deepest, reach + judge.ignored)
+    return min(deepest, len(task.gallery))
 
 
 def reach(gallery: int) -> int:

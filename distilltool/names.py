@@ -1,6 +1,7 @@
 """Names and texts that others chose, made fit to be shown and kept: none of them commands a terminal or ends a file."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -16,3 +17,8 @@ def json_text(values: Any, *, indent: int | None = None, allow_nan: bool = True)
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+
+
+def headline(metrics: Iterable[str]) -> list[str]:
+    """Of the figures that a protocol reports those that stand for the others."""
+    return [name for name in metrics if name.partition("-")[0] in ("map", "map@100", "ns", "recall@1")]

@@ -4,19 +4,20 @@ import re
 from dataclasses import dataclass
 
 from distilltool.errors import DistillError, Exit
-from distilltool.metrics import RECALLS
 from distilltool.report import EvalGate, Interval, ModelReport
 
-LABELLED = ("map", "map@r", *(f"recall@{k}" for k in RECALLS))
+# what some protocol reports, of one level of its ground truth where it has several; which of them, the data decides
+JUDGED = r"(?:map(?:@r|@[1-9]\d*)?|recall@[1-9]\d*|mp@[1-9]\d*|r-precision|ndcg(?:@[1-9]\d*)?|ns)(?:-[a-z]+)?"
+SHOWN = "map, map@r, map@k, recall@k, mp@k, r-precision, ndcg, ndcg@k, ns, and a level, as in map-medium"
 FIGURES = {
-    "metrics": LABELLED,
-    "retention": LABELLED,
-    "fidelity": ("overlap@10", "spearman"),
-    "asymmetric": (*LABELLED, "overlap@10"),
+    "metrics": (JUDGED, SHOWN),
+    "retention": (JUDGED, SHOWN),
+    "fidelity": ("overlap@10|spearman", "overlap@10, spearman"),
+    "asymmetric": (f"{JUDGED}|overlap@10", f"overlap@10, {SHOWN}"),
 }
 ENDS = ("value", "low", "high")
 WRITTEN = (
-    r"(?P<family>\w+)\.(?P<figure>[a-z]+(?:@\w+)?)(?:\.(?P<end>\w+))?\s*(?P<sign>>=|<=|>|<)\s*"
+    r"(?P<family>\w+)\.(?P<figure>[a-z]+(?:-[a-z]+)?(?:@\w+)?(?:-[a-z]+)?)(?:\.(?P<end>\w+))?\s*(?P<sign>>=|<=|>|<)\s*"
     r"(?P<number>\d+(?:\.\d+)?)"
 )
 HINT = (
@@ -43,9 +44,14 @@ def parse(text: str) -> QualityGate:
     if not found:
         raise DistillError(f"--gate {text} is not understood", HINT, Exit.USAGE)
     family, figure, end = found["family"], found["figure"], found["end"] or "value"
-    for said, known in ((family, tuple(FIGURES)), (figure, FIGURES.get(family, ())), (end, ENDS)):
-        if said not in known:
-            raise DistillError(f"--gate {text}: there is no {said}, only {', '.join(known)}", HINT, Exit.USAGE)
+    pattern, shown = FIGURES.get(family, ("", ""))
+    for said, known, all_ in (
+        (family, family in FIGURES, ", ".join(FIGURES)),
+        (figure, re.fullmatch(pattern, figure), shown),
+        (end, end in ENDS, ", ".join(ENDS)),
+    ):
+        if not known:
+            raise DistillError(f"--gate {text}: there is no {said}, only {all_}", HINT, Exit.USAGE)
     return QualityGate(
         text=text.strip(), family=family, figure=figure, end=end, sign=found["sign"], limit=float(found["number"])
     )
@@ -56,7 +62,7 @@ def judge(gate: QualityGate, model: ModelReport) -> EvalGate:
     figures: dict[str, Interval] = getattr(model, gate.family) or {}
     value = figures.get(gate.figure)
     if value is None or value.value != value.value:
-        why = f"{gate.family}.{gate.figure} was not measured: {_unmeasured(gate)}"
+        why = f"{gate.family}.{gate.figure} was not measured: {_unmeasured(gate, model)}"
         return EvalGate(gate=gate.text, model=model.name, value=None, outcome="fails", why=why)
     number = float(getattr(value, gate.end))
     holds = {"<": number < gate.limit, "<=": number <= gate.limit, ">": number > gate.limit, ">=": number >= gate.limit}
@@ -70,7 +76,9 @@ def judge(gate: QualityGate, model: ModelReport) -> EvalGate:
     )
 
 
-def _unmeasured(gate: QualityGate) -> str:
+def _unmeasured(gate: QualityGate, model: ModelReport) -> str:
+    if model.metrics and gate.family in ("metrics", "retention") and gate.figure not in model.metrics:
+        return f"on these images there are {', '.join(model.metrics)}"
     if gate.family == "asymmetric":
         return "the student's vectors are not in the teacher's space, or the images have no labels"
     return "the images have no labels, or none has another of its own"

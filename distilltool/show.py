@@ -21,19 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
-from distilltool.names import json_text, printable
+from distilltool.names import headline, json_text, printable
 
 SKIPPED_SHOWN = 5
 BAR = 10  # characters of a whole bar
-LABELS = {
-    "map": "mAP",
-    "map@r": "mAP@R",
-    "recall@1": "R@1",
-    "recall@5": "R@5",
-    "recall@10": "R@10",
-    "overlap@10": "overlap@10",
-    "spearman": "Spearman",
-}
+LABELS = {"map": "mAP", "mp": "mP", "recall": "R", "ndcg": "nDCG", "ns": "N-S", "spearman": "Spearman"}  # no cut
 SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -343,23 +335,24 @@ class Show:
             table.add_column(_safe(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
             cells = [_interval(one.metrics[name]) for one in found.models]
-            table.add_row(LABELS[name], *cells)
-        for name in ("map", "recall@1") if teacher.metrics else ():
-            table.add_row(f"{LABELS[name]} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+            table.add_row(_label(name), *cells)
+        main = headline(teacher.metrics)
+        for name in main:
+            table.add_row(f"{_label(name)} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
         for name in ("overlap@10", "spearman"):
-            table.add_row(LABELS[name], "", *(_interval(s.fidelity[name]) for s in students))
+            table.add_row(_label(name), "", *(_interval(s.fidelity[name]) for s in students))
         for dim in sorted({int(dim) for one in students for dim in one.nested}, reverse=True):
             at = [one.nested.get(str(dim)) for one in students]
-            if teacher.metrics:
-                kept = (f"[bold]{_percent(one.retention['map'])}[/]" if one else "–" for one in at)
-                table.add_row(f"mAP kept, first {dim:,}", "", *kept)
+            for name in main[:1]:
+                kept = (f"[bold]{_percent(one.retention[name])}[/]" if one else "–" for one in at)
+                table.add_row(f"{_label(name)} kept, first {dim:,}", "", *kept)
             table.add_row(
                 f"overlap@10, first {dim:,}", "", *(_interval(one.fidelity["overlap@10"]) if one else "–" for one in at)
             )
-        for name in ("map", "recall@1", "overlap@10"):  # the students' queries put to the teacher's gallery
+        for name in (*main, "overlap@10"):  # the students' queries put to the teacher's gallery
             across = [(s.asymmetric or {}).get(name) for s in students]
             if any(across):
-                table.add_row(f"{LABELS[name]} → teacher", "", *(_interval(one) if one else "–" for one in across))
+                table.add_row(f"{_label(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._skipped(found.skipped)
         for gate in found.gates:
@@ -416,9 +409,9 @@ class Show:
         teacher, student = evaluation["models"][:2]
         data = _safe(Path(evaluation["data"]).name)
         said = []
-        for key in ("map", "recall@1") if student["metrics"] else ():
+        for key in headline(student["metrics"]):
             ours, theirs = (_figure(one["metrics"][key]["value"]) for one in (student, teacher))
-            said.append(f"{LABELS[key]} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")
+            said.append(f"{_label(key)} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")
         said.append(f"overlap@10 {_figure(student['fidelity']['overlap@10']['value'])}")
         self._console.print(f"{data}: " + "; ".join(said), soft_wrap=False)
 
@@ -578,6 +571,13 @@ def _certainty(guess: dict[str, Any]) -> str:
         return f"[yellow]cannot tell[/] from {guess['images']} images: {_safe(guess['why'])}"
     ahead = "nothing comes near" if guess["margin"] is None else f"{guess['margin']:.1f} standard errors ahead"
     return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
+
+
+def _label(name: str) -> str:
+    """A figure as tables have it: mAP@R, R@10, mAP medium."""
+    base, _, level = name.partition("-") if name != "r-precision" else (name, "", "")
+    measure, at, cut = base.partition("@")
+    return f"{LABELS.get(measure, measure)}{at}{'R' if cut == 'r' else cut} {level}".rstrip()
 
 
 def _safe(text: str) -> str:

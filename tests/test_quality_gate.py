@@ -71,10 +71,16 @@ def test_what_was_not_measured_does_not_hold(work: Path) -> None:
         ("retention.map.low>=0.85", "holds"),
         ("retention.map.high<0.94", "holds"),
         ("retention.map@r>=0.5", "fails"),
+        ("retention.map-medium.low>=0.5", "holds"),
+        ("retention.mp@10-hard<0.5", "holds"),
+        ("retention.r-precision>=0.5", "holds"),
+        ("retention.map@100-private.low>=0.5", "fails"),
     ],
 )
 def test_a_figure_or_an_end_of_its_interval_is_compared(text: str, outcome: str) -> None:
-    model = report(retention={"map": Interval(value=0.9, low=0.85, high=0.93)})
+    figures = {name: Interval(value=0.6, low=0.5, high=0.7) for name in ("map-medium", "r-precision")}
+    figures |= {name: Interval(value=0.4, low=0.3, high=0.5) for name in ("mp@10-hard", "map@100-private")}
+    model = report(retention={"map": Interval(value=0.9, low=0.85, high=0.93), **figures})
     assert judge(parse(text), model).outcome == outcome
 
 
@@ -89,6 +95,7 @@ def test_a_limit_within_the_interval_is_said() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "map>=0.9", "retention.map=0.9", "retention.map>=", "retention.maps>=1", "kept.map>=1", "retention.map.mid>=1"]
+    + ["metrics.recall>=1", "metrics.mp@0-hard>=1", "metrics.map@r@5>=1", "fidelity.spearman-easy>=1"]
     + ["fidelity.map>=0.5", "retention.map>=-1", "p50<1.1x", "retention.map>=0.9 and more"],
 )
 def test_a_gate_that_is_not_understood_is_wrong_usage(text: str, work: Path) -> None:
