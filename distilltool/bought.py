@@ -45,7 +45,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matched:
-    """The answers that belong to images at hand. rows: the row of each image's sha256; unmatched: rows of no image."""
+    """The answers that belong to images at hand. rows: the row of each image by its `key`; unmatched: rows of no image.
+
+    A row names a file. Where a part of it is asked about, as a benchmark's queries are, it is taken to be of that part.
+    """
 
     rows: dict[bytes, int]
     unmatched: int
@@ -130,7 +133,7 @@ class BoughtTeacher(Teacher):
         """
         faults = _faults(self.table)
         if self.table.hashed:
-            found, unclear = _by_hash(self.table, stock), list[str]()
+            found, unclear = _by_hash(self.table, stock)
         else:
             found, unclear = _by_path(self.table, stock, (root, root.absolute().parent, self.path.parent, Path()))
         if unclear:
@@ -227,10 +230,14 @@ def _hash(text: str) -> bytes | None:
     return value if len(value) == 32 else None
 
 
-def _by_hash(table: Table, stock: Inventory) -> dict[int, bytes]:
-    known = {photo.sha256 for photo in stock.photos}
-    found = {row: _hash(name) for row, name in enumerate(table.names)}
-    return {row: value for row, value in found.items() if value is not None and value in known}
+def _by_hash(table: Table, stock: Inventory) -> tuple[dict[int, bytes], list[str]]:
+    """The image of each row that has one, and the hashes that could mean several parts of one."""
+    known: dict[bytes, set[bytes]] = {}
+    for photo in stock.photos:
+        known.setdefault(photo.sha256, set()).add(photo.key)
+    rows = {row: value for row, name in enumerate(table.names) if (value := _hash(name)) is not None and value in known}
+    unclear = [table.names[row] for row, value in rows.items() if len(known[value]) > 1]
+    return {row: next(iter(known[value])) for row, value in rows.items()}, unclear
 
 
 def _by_path(table: Table, stock: Inventory, roots: Sequence[Path]) -> tuple[dict[int, bytes], list[str]]:
@@ -241,7 +248,10 @@ def _by_path(table: Table, stock: Inventory, roots: Sequence[Path]) -> tuple[dic
     """
     spelt = (os.path.abspath, os.path.realpath)  # a folder may be reached through a link or as what it links to
     images_of = [(path, image) for path, image in zip(stock.paths, stock.of_path, strict=True) if image]
-    files = {way(path): image for path, image in images_of for way in spelt}
+    files: dict[str, set[bytes]] = {}
+    for path, image in images_of:
+        for way in spelt:
+            files.setdefault(way(path), set()).add(image)
     folders = {way(root) for root in roots for way in spelt}
     found: dict[int, bytes] = {}
     unclear: list[str] = []
@@ -249,7 +259,7 @@ def _by_path(table: Table, stock: Inventory, roots: Sequence[Path]) -> tuple[dic
         if not name:
             continue
         places = (os.path.normpath(os.path.join(folder, name)) for folder in folders)  # noqa: PTH118
-        images = {files[place] for place in places if place in files}
+        images = set().union(*(files.get(place, set()) for place in places))
         if len(images) == 1:
             found[row] = images.pop()
         elif images:

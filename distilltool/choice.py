@@ -58,10 +58,10 @@ def choose(
     """
     function = extensions.find("distilltool.selection", "selection", select)
     photos = sorted(photos, key=lambda photo: photo.sha256)  # by content: file names change nothing
-    wanted = [photo for photo in photos if photo.sha256 not in known]
+    wanted = [photo for photo in photos if photo.key not in known]
     if count <= 0 or count >= len(wanted):
         return Choice(order=tuple(_by_lot(wanted, seed)))
-    answered = [photo for photo in photos if photo.sha256 in known]
+    answered = [photo for photo in photos if photo.key in known]
     if "features_ND" in inspect.signature(function).parameters:
         return _compared(function, wanted, answered, count, seed, progress, features)
     return _unseen(function(wanted, seed), answered, count, progress)

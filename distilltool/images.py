@@ -41,12 +41,26 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels of the upright image
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photo:
-    """An image file: its path and the sha256 of its bytes (32 bytes)."""
+    """An image file: its path, the sha256 of its bytes (32 bytes), and the part of it that is meant, None for all."""
 
     path: Path
     sha256: bytes
+    box: Box | None = None
+
+    @property
+    def key(self) -> bytes:
+        """What a ledger keeps its answers under: a part of an image is another question than the image."""
+        return question(self.sha256, self.box)
+
+
+def question(sha256: bytes, box: Box | None) -> bytes:
+    """The hash of an image, and after it the part of it that is asked about, where it is not asked about as a whole."""
+    return sha256 if box is None else sha256 + f"crop={','.join(map(str, box))}".encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +68,7 @@ class Inventory:
     """What a folder holds: every readable file once per content, and what was left out.
 
     photos: in order of path, one per distinct content. files: image files found. duplicates: files whose
-    content stands under another name too. paths: each file asked about, in order; of_path: the sha256 of its bytes,
+    content stands under another name too. paths: each file asked about, in order; of_path: the `key` of its photo,
     empty where it could not be read.
     """
 
@@ -142,17 +156,22 @@ def _refuse_archive(path: Path) -> None:
         raise DistillError(f"{path} is an archive", "unpack it first and give the folder; nothing was unpacked")
 
 
-def take_stock(paths: Sequence[Path]) -> Inventory:
-    """Name every file by its bytes; the same bytes under several names count once."""
+def take_stock(paths: Sequence[Path], boxes: Sequence[Box | None] | None = None) -> Inventory:
+    """Name every file by its bytes; the same bytes under several names count once, each part of them that is meant too.
+
+    boxes: for each path the part that is meant; None where all are meant as a whole.
+    """
     photos: dict[bytes, Photo] = {}
     skipped: list[Skipped] = []
     of_path: list[bytes] = []
-    for path, found in zip(paths, ahead(paths, _digest), strict=True):
-        of_path.append(b"" if isinstance(found, str) else found)
+    for path, box, found in zip(paths, boxes or [None] * len(paths), ahead(paths, _digest), strict=True):
         if isinstance(found, str):
+            of_path.append(b"")
             skipped.append(Skipped(path=str(path), reason=found))
         else:
-            photos.setdefault(found, Photo(path=path, sha256=found))
+            photo = Photo(path=path, sha256=found, box=box)
+            of_path.append(photo.key)
+            photos.setdefault(photo.key, photo)
     return Inventory(
         photos=tuple(photos.values()),
         files=len(paths),
@@ -229,13 +248,19 @@ def _decode(path: Path, least: int, alone: ExitStack) -> Image.Image | str:
         return f"cannot be decoded ({str(error).split(chr(10))[0] or type(error).__name__})"  # Pillow's own range
 
 
-def prepare(path: Path, preprocess: Preprocess) -> NDArray[np.uint8] | str:
-    """Decode and resize one file → (H, W, 3) uint8, or the reason why not."""
+def prepare(path: Path, preprocess: Preprocess, box: Box | None = None) -> NDArray[np.uint8] | str:
+    """Decode and resize one file, or the part of it in a box → (H, W, 3) uint8, or the reason why not."""
     with ExitStack() as alone:
         image = _decode(path, 0, alone)
         if isinstance(image, str):
             return image
         try:
+            if box is not None:
+                left, upper, right, lower = box
+                inside = (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
+                if inside[0] >= inside[2] or inside[1] >= inside[3]:
+                    return f"has {image.width}×{image.height} pixels, none of them in the box {box}"
+                image = image.crop(inside)
             return preprocess.prepare(image)
         except (MemoryError, ValueError) as error:  # a strip of 20,000 x 1 pixels, brought to a short side of 224
             return f"cannot be resized ({str(error) or type(error).__name__})"

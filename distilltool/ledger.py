@@ -30,6 +30,7 @@ AGAIN = 0.02  # seconds before trying again what another process was in the way 
 LOCK_WAIT = 30.0  # seconds to wait for another program that holds the file
 ROOM_EACH = 8 * 4096  # bytes of disk an image may take while its answer is written: its pages, in the log and the file
 ROOM = 1 << 20  # bytes of disk left free beside that
+HASH = 32  # bytes of a sha256
 CHUNK = 500  # rows named in one statement, below SQLite's limit on parameters
 SCHEMA = """
 CREATE TABLE teachers (
@@ -89,7 +90,8 @@ class Ledger:
     """One SQLite file. An image is claimed in a committed transaction before the teacher is asked, and its answer
     is committed as it comes, so that a stop at any moment loses at most the batch in hand.
 
-    Images are named by the sha256 of their bytes (32 bytes). Vectors are float32 as the teacher gave them.
+    Images are named by the sha256 of their bytes (32 bytes); after it may stand, as text, which view of the image is
+    meant where it is not the whole. Vectors are float32 as the teacher gave them.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -231,17 +233,17 @@ class Ledger:
 
     def elsewhere(self, teacher: int, images: Sequence[bytes]) -> int:
         """How many of the images another process is asking about right now."""
-        return sum(self._is_alive(*row) for row in self._rows("owner, time", "state='claimed'", teacher, images))
+        return sum(self._is_alive(*row) for _, *row in self._rows("owner, time", "state='claimed'", teacher, images))
 
     def unsure(self, teacher: int, images: Sequence[bytes]) -> set[bytes]:
         """Those of the images that were asked about by a process that is gone: whether they were answered, and charged
         for, nobody knows."""
-        rows = self._rows("image, owner, time", "state='claimed'", teacher, images)
+        rows = self._rows("owner, time", "state='claimed'", teacher, images)
         return {image for image, owner, claimed in rows if not self._is_alive(owner, claimed)}
 
     def settled(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, str]:
         """The state, "done" or "failed", of those of the images that need not be asked about again."""
-        return dict(self._rows("image, state", "state!='claimed'", teacher, images))
+        return dict(self._rows("state", "state!='claimed'", teacher, images))
 
     def claim(
         self, teacher: int, images: Sequence[bytes], budget: int | None, ambiguous: Ambiguous = "retry"
@@ -260,7 +262,8 @@ class Ledger:
                 if left <= len(claimed):
                     break
                 row = self._db.execute(
-                    "SELECT state, owner, time FROM answers WHERE teacher=? AND image=? AND view=''", (teacher, image)
+                    "SELECT state, owner, time FROM answers WHERE teacher=? AND image=? AND view=?",
+                    (teacher, *_parts(image)),
                 ).fetchone()
                 if row is not None and (row[0] != "claimed" or self._is_alive(row[1], row[2])):
                     continue
@@ -269,10 +272,11 @@ class Ledger:
                         continue
                     raise unsure_claims(1)
                 self._db.execute(
-                    "INSERT INTO answers (teacher, image, state, asked, owner, time) VALUES (?, ?, 'claimed', 1, ?, ?) "
+                    "INSERT INTO answers (teacher, image, view, state, asked, owner, time) "
+                    "VALUES (?, ?, ?, 'claimed', 1, ?, ?) "
                     "ON CONFLICT DO UPDATE SET state='claimed', asked=asked+1, owner=excluded.owner, "
                     "time=excluded.time, reason=NULL",
-                    (teacher, image, self._owner, time.time()),
+                    (teacher, *_parts(image), self._owner, time.time()),
                 )
                 claimed.append(image)
         return claimed
@@ -307,9 +311,9 @@ class Ledger:
         with self._transaction():
             if bought:
                 self._db.executemany(
-                    "INSERT INTO answers (teacher, image, state, asked, time) VALUES (?, ?, 'claimed', 0, ?) "
+                    "INSERT INTO answers (teacher, image, view, state, asked, time) VALUES (?, ?, ?, 'claimed', 0, ?) "
                     "ON CONFLICT DO NOTHING",
-                    [(teacher, image, time.time()) for image in images],
+                    [(teacher, *_parts(image), time.time()) for image in images],
                 )
             self._db.execute("UPDATE teachers SET dim=? WHERE id=? AND dim IS NULL", (dim, teacher))
             if (before := self.dim(teacher)) != dim:
@@ -319,9 +323,9 @@ class Ledger:
                 )
             self._db.executemany(
                 "UPDATE answers SET state='done', vector=?, crc=?, provider=?, owner=NULL, time=? "
-                "WHERE teacher=? AND image=? AND view='' AND state='claimed'",
+                "WHERE teacher=? AND image=? AND view=? AND state='claimed'",
                 [
-                    (blob, zlib.crc32(blob), provider, time.time(), teacher, image)
+                    (blob, zlib.crc32(blob), provider, time.time(), teacher, *_parts(image))
                     for image, vector in zip(images, vectors_ND, strict=True)
                     for blob in [np.ascontiguousarray(vector, dtype="<f4").tobytes()]
                 ],
@@ -332,36 +336,45 @@ class Ledger:
         with self._transaction():
             self._db.executemany(
                 "UPDATE answers SET state='failed', reason=?, owner=NULL, time=? "
-                "WHERE teacher=? AND image=? AND view='' AND state='claimed' AND owner=?",
-                [(reason, time.time(), teacher, image, self._owner) for image in images],
+                "WHERE teacher=? AND image=? AND view=? AND state='claimed' AND owner=?",
+                [(reason, time.time(), teacher, *_parts(image), self._owner) for image in images],
             )
 
     def release(self, teacher: int, images: Sequence[bytes]) -> None:
         """Give back claims of ours for which the teacher was certainly never asked."""
         with self._transaction():
             self._db.executemany(
-                "UPDATE answers SET asked=asked-1 WHERE teacher=? AND image=? AND state='claimed' AND owner=?",
-                [(teacher, image, self._owner) for image in images],
+                "UPDATE answers SET asked=asked-1 "
+                "WHERE teacher=? AND image=? AND view=? AND state='claimed' AND owner=?",
+                [(teacher, *_parts(image), self._owner) for image in images],
             )
             self._db.execute("DELETE FROM answers WHERE state='claimed' AND asked=0 AND owner=?", (self._owner,))
 
     def vectors(self, teacher: int, images: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         """The answers to those of the images that have one, each (D,) float32; DistillError where one is damaged."""
         found = {}
-        for image, blob, crc in self._rows("image, vector, crc", "state='done'", teacher, images):
+        for image, blob, crc in self._rows("vector, crc", "state='done'", teacher, images):
             if blob is None or zlib.crc32(blob) != crc:
                 raise _damaged(self.path, f"the answer about image {image.hex()[:12]} is not what was written")
             found[image] = np.frombuffer(blob, dtype="<f4")
         return found
 
     def _rows(self, columns: str, where: str, teacher: int, images: Sequence[bytes]) -> Iterator[Any]:
-        """Columns of those of the images' rows that meet a condition."""
-        for at in range(0, len(images), CHUNK):
-            some = images[at : at + CHUNK]
-            marks = ",".join("?" * len(some))
-            yield from self.select(
-                f"SELECT {columns} FROM answers WHERE teacher=? AND {where} AND image IN ({marks})", (teacher, *some)
-            )
+        """Each of the images whose row meets a condition, with columns of that row."""
+        by_view: dict[str, list[bytes]] = {}
+        for one in images:
+            image, view = _parts(one)
+            by_view.setdefault(view, []).append(image)
+        for view, listed in by_view.items():
+            for at in range(0, len(listed), CHUNK):
+                some = listed[at : at + CHUNK]
+                marks = ",".join("?" * len(some))
+                rows = self.select(
+                    f"SELECT image, {columns} FROM answers "
+                    f"WHERE teacher=? AND view=? AND {where} AND image IN ({marks})",
+                    (teacher, view, *some),
+                )
+                yield from ((image + view.encode(), *rest) for image, *rest in rows)
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """Rows of a query, as they are read, for whoever lists or checks what is here."""
@@ -408,6 +421,11 @@ class Ledger:
         if host != socket.gethostname():
             return abs(time.time() - claimed) < STALE  # nor is a claim from the future one for ever
         return _started(int(pid)) == started
+
+
+def _parts(image: bytes) -> tuple[bytes, str]:
+    """The hash of an image and the view of it that is meant, "" for the whole."""
+    return image[:HASH], image[HASH:].decode()
 
 
 def _connect(path: Path, deadline: float) -> sqlite3.Connection | None:

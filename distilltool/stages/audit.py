@@ -196,9 +196,8 @@ def _fault_of_time(when: float) -> str:
 
 
 def _coverage(ledger: Ledger, teacher: Row, stock: Inventory) -> LedgerCoverage:
-    answered = {
-        row[0] for row in ledger.select("SELECT image FROM answers WHERE teacher=? AND state='done'", (teacher.number,))
-    }
+    whole = "SELECT image FROM answers WHERE teacher=? AND view='' AND state='done'"
+    answered = {row[0] for row in ledger.select(whole, (teacher.number,))}
     images = {photo.sha256: str(photo.path) for photo in stock.photos}
     return LedgerCoverage(
         sha256=teacher.sha256,

@@ -60,16 +60,16 @@ def query(
     began = time.perf_counter()
     number = ledger.teacher(teacher.key)
     budget = ledger.budget(teacher.key.sha256, budget)
-    contents = [photo.sha256 for photo in stock.photos]
+    contents = [photo.key for photo in stock.photos]
     state = ledger.settled(number, contents)
     unsure = ledger.unsure(number, contents)
     if unsure and ambiguous == "fail":
         raise unsure_claims(len(unsure))
     left_out = unsure if ambiguous == "skip" else set()
-    missing = [photo for photo in choice.order if photo.sha256 not in state and photo.sha256 not in left_out]
+    missing = [photo for photo in choice.order if photo.key not in state and photo.key not in left_out]
     probes = missing[: max(0, PROBES - len(state))]
     asked = ask(teacher, probes if plan else missing, ledger, number, budget, batch, progress, ambiguous)
-    failed = [photo for photo in stock.photos if state.get(photo.sha256) == "failed"]
+    failed = [photo for photo in stock.photos if state.get(photo.key) == "failed"]
     now = ledger.settled(number, contents)  # another process may have shared the work
     skipped = (*stock.skipped, *(Skipped(path=str(p.path), reason=NOT_FINITE) for p in failed), *asked.skipped)
     cached = len(state) - len(failed)
@@ -169,7 +169,9 @@ def ask(
     line = _Line(teacher=teacher, ledger=ledger, number=number, pace=pace, progress=progress)
     progress.begin("asking the teacher", room, "images")
     ready = images.ahead(
-        photos, lambda photo: images.prepare(photo.path, teacher.preprocess), depth=_depth(teacher, pace.largest)
+        photos,
+        lambda photo: images.prepare(photo.path, teacher.preprocess, photo.box),
+        depth=_depth(teacher, pace.largest),
     )
     with stop_gently() as wish:
         at = 0
@@ -178,12 +180,12 @@ def ask(
             at += len(some)
             found = list(zip(some, islice(ready, len(some)), strict=True))
             skipped += [Skipped(path=str(photo.path), reason=it) for photo, it in found if isinstance(it, str)]
-            good = {photo.sha256: it for photo, it in found if not isinstance(it, str)}
+            good = {photo.key: it for photo, it in found if not isinstance(it, str)}
             ledger.make_sure_of_room(len(good))
             claimed = ledger.claim(number, list(good), budget, ambiguous)
             if claimed:
                 bad = line.ask({sha: good[sha] for sha in claimed})
-                useless += [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in some if photo.sha256 in bad]
+                useless += [Skipped(path=str(photo.path), reason=NOT_FINITE) for photo in some if photo.key in bad]
             queried += len(claimed)
             progress.advance(len(claimed))
             if wish.wanted:
