@@ -33,6 +33,7 @@ from distilltool.defaults import (
     STORE,
     TIMEOUT,
     TOLERANCE,
+    TRUTHS,
 )
 from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit, NoStudent
@@ -369,9 +370,10 @@ def evaluate(
     gates: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EvalReport:
-    """Measure finished runs and ONNX files beside the teacher on a folder of class folders, a CSV, or plain images.
+    """Measure finished runs and ONNX files beside the teacher on class folders, a CSV, plain images, or a benchmark.
 
     teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was.
+    protocol: a file of `distilltool.datasets` with its settings, `paired:frames=2`; None for what the data looks like.
     isolate: for every ONNX file; on by itself where a run was distilled so. store: the ledger for the teacher's
     answers about these images, apart from the one that distillation is budgeted in.
     max_cost, price_per_query, ambiguous, timeout: as in `query`. gates: what each student must reach, e.g.
@@ -390,8 +392,8 @@ def evaluate(
     terms = _terms(None, max_cost, price_per_query, ambiguous)
     if len(runs) == len(models) and (preprocess or output or pool or inputs):
         watch.warn("--preprocess, --output, --pool and --input are for ONNX files: a run says itself how it is asked")
-    dataset = datasets.open_dataset(Path(data), protocol)
-    taken = cache(lambda: images.take_stock(dataset.paths))
+    dataset = datasets.open_dataset(Path(data), protocol, Path(store).parent / TRUTHS)
+    taken = cache(lambda: images.take_stock(dataset.paths, dataset.boxes))
     guess = _guesser(taken, store, None, watch)
     asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch, guess)
     embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
@@ -400,8 +402,8 @@ def evaluate(
         root = Path(data) if Path(data).is_dir() else Path(data).parent
         bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
         _refuse_shared(asked, stock, ledger, watch, bought)
-        vectors = ledger.vectors(ledger.teacher(asked.key), [photo.sha256 for photo in stock.photos])
-    dataset, of_row = datasets.merged(dataset, stock.of_path)
+        vectors = ledger.vectors(ledger.teacher(asked.key), [photo.key for photo in stock.photos])
+    dataset, of_row = datasets.settled(dataset, stock.of_path)
     if len(of_row) < len(stock.of_path) - len(stock.skipped):
         watch.note(
             f"{len(stock.of_path) - len(stock.skipped) - len(of_row)} files repeat another's bytes: counted once"
@@ -892,9 +894,9 @@ def _query(
         return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
     served = isinstance(embedder, ServedTeacher)
     room = 0 if plan else _room(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
-    state = ledger.settled(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    state = ledger.settled(ledger.teacher(embedder.key), [photo.key for photo in stock.photos])
     answered = {sha256 for sha256, how in state.items() if how == "done"}
-    photos = [photo for photo in stock.photos if photo.sha256 in answered or photo.sha256 not in state]
+    photos = [photo for photo in stock.photos if photo.key in answered or photo.key not in state]
     choice = choose(select, photos, answered, len(photos) if room is None else room, seed, progress, features)
     return query_stage.query(
         embedder,
@@ -920,7 +922,7 @@ def _refuse_shared(
     embedder: Teacher, stock: Inventory, ledger: Ledger, progress: Progress, bought: QueryReport
 ) -> None:
     """Fail where another process is asking about some of these images; say so where the budget left some out."""
-    busy = ledger.elsewhere(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    busy = ledger.elsewhere(ledger.teacher(embedder.key), [photo.key for photo in stock.photos])
     if busy:
         raise DistillError(
             f"another process is asking this teacher about {busy} of these images", "wait for it, then run this again"
@@ -938,7 +940,7 @@ def _refuse_shared(
 def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryReport) -> "Answered":
     from distilltool.stages.distill import Answered
 
-    vectors = ledger.vectors(ledger.teacher(embedder.key), [photo.sha256 for photo in stock.photos])
+    vectors = ledger.vectors(ledger.teacher(embedder.key), [photo.key for photo in stock.photos])
     # by content, not by path: a renamed file changes nothing
     kept = tuple(sorted((one for one in stock.photos if one.sha256 in vectors), key=lambda one: one.sha256))
     rows = np.stack([vectors[photo.sha256] for photo in kept]) if kept else np.zeros((0, 1), np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 RUNS = Path("runs")
 STORE = RUNS / "ledger.sqlite"
 EVALUATION_STORE = RUNS / "evaluation.sqlite"  # apart, so that measuring never eats the budget
+TRUTHS = "ground-truth"  # folder beside it: pickled ground truth as JSON
 DEVICE = "cpu"
 MOST_QUERIES = 2**53  # no budget is larger
 SERVED_BATCH = 32  # images a server is asked about at once

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import class_folders, onnx_teacher, photo_folder
+from layouts import DEFAULT, EXPECTED, LAYOUTS, named
 
 import distilltool
 from distilltool import extensions
@@ -33,18 +34,26 @@ def test_what_a_set_looks_like_decides_the_protocol(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", extensions.names("distilltool.datasets"))
-def test_every_protocol_gives_one_label_and_one_role_a_path(name: str, tmp_path: Path) -> None:
-    paths = class_folders(tmp_path / "set", classes=2, each=3)
-    root = tmp_path / "set"
-    if name == "csv":
-        rows = [f"{path.relative_to(tmp_path)},{path.parent.name},both" for path in paths]
-        root = tmp_path / "set.csv"
-        root.write_text("\ufeffpath,label,role\n" + "\n".join(rows))
-    found = open_dataset(root, name)
-    assert found.protocol == name and len(found.paths) == 6
+def test_every_protocol_gives_one_role_a_path_and_says_what_is_right(name: str, tmp_path: Path) -> None:
+    found = open_dataset(LAYOUTS[name](tmp_path), name)
+    queries, gallery, figures = EXPECTED[name]
+    assert found.protocol == name
     assert all(path.is_file() for path in found.paths)
-    assert len(found.query) == len(found.gallery) == 6
-    assert found.labels is None or sorted(found.labels) == ["class0"] * 3 + ["class1"] * 3
+    assert len(found.paths) == len(found.query) == len(found.gallery)
+    assert (sum(found.query), sum(found.gallery)) == (queries, gallery)
+    assert found.labels is None or len(found.labels) == len(found.paths)
+    assert found.boxes is None or len(found.boxes) == len(found.paths)
+    for truth in found.truth.values():
+        assert len(truth.positives) == len(truth.ignored) == queries
+        listed = {row for rows in (*truth.positives, *truth.ignored) for row in rows.tolist()}
+        assert all(found.gallery[row] for row in listed)
+    judged = found.labels is not None or found.truth
+    assert named(found.figures) == (figures if judged else DEFAULT)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_benchmark_is_recognised_by_its_files(name: str, tmp_path: Path) -> None:
+    assert open_dataset(LAYOUTS[name](tmp_path)).protocol == name
 
 
 def test_the_same_bytes_are_one_row_whose_roles_add_up() -> None:

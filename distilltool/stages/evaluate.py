@@ -12,6 +12,7 @@ from distilltool import images, metrics
 from distilltool.datasets import Dataset
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
+from distilltool.images import Box
 from distilltool.metrics import Task
 from distilltool.progress import Progress
 from distilltool.report import EvalReport, Interval, ModelReport, Skipped
@@ -43,7 +44,12 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
     """Measure each model on the images the teacher has answered about, beside the teacher itself."""
     began = time.perf_counter()
     paths = [dataset.paths[row] for row in known.rows]
+    boxes = None if dataset.boxes is None else [dataset.boxes[row] for row in known.rows]
     task = _task(dataset, known.rows, data)
+    known = replace(known, vectors=_behind(known.vectors, known.name, dataset))
+    if dataset.distractors is not None:
+        more = np.arange(len(paths), len(known.vectors))
+        task = replace(task, gallery=np.concatenate([task.gallery, more]))
     theirs = _labelled(task, known.vectors, known.vectors)
     reports = [
         ModelReport(
@@ -57,7 +63,12 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
         )
     ]
     for entry in entries:
-        vectors = unit(embed_files(entry.model, paths, progress))
+        vectors = _behind(unit(embed_files(entry.model, paths, progress, boxes)), entry.model.name, dataset)
+        if len(vectors) != len(known.vectors):
+            raise DistillError(
+                f"{dataset.distractors} has another number of vectors for {entry.model.name} than for {known.name}",
+                "embed the same distractors with each model",
+            )
         whole = _measure(entry.model, vectors, known, task, theirs)
         nested = {
             str(dim): _measure(entry.model, unit(vectors[:, :dim]), known, task, theirs)
@@ -73,7 +84,7 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
         models=tuple(reports),
         skipped=known.skipped,
         teacher_queries=known.queries,
-        conventions=metrics.CONVENTIONS,
+        conventions={**metrics.conventions(dataset.figures if task.is_judged else ()), **dataset.conventions},
         seconds=time.perf_counter() - began,
     )
 
@@ -90,7 +101,36 @@ def _task(dataset: Dataset, rows: Sequence[int], data: str) -> Task:
             f"{data} has {len(query)} queries and {len(gallery)} gallery images that can be read",
             "evaluation needs at least one query and two gallery images",
         )
-    return Task(query=query, gallery=gallery, labels=labels)
+    queries = [row for row, asks in enumerate(dataset.query) if asks]
+    return Task(
+        query=query,
+        gallery=gallery,
+        labels=labels,
+        truth={level: one.among(rows, queries) for level, one in dataset.truth.items()},
+        figures=dataset.figures,
+    )
+
+
+def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> NDArray[np.float32]:
+    """Vectors of the images at hand, and behind them those that the same model has of distractors."""
+    if dataset.distractors is None:
+        return vectors_ND
+    path = dataset.distractors / f"{model}.npy"
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DistillError(
+            f"{path} cannot be read ({str(error).splitlines()[0]})", f"keep the distractors' vectors by {model} in it"
+        ) from None
+    if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] != vectors_ND.shape[1]:
+        raise DistillError(
+            f"{path} holds {found.dtype} of shape {found.shape}",
+            f"it must be floats (N, {vectors_ND.shape[1]}), one row a distractor",
+        )
+    more = unit(np.asarray(found, np.float32))
+    if not np.isfinite(more).all():
+        raise DistillError(f"{path} holds NaN or infinity", "embed the distractors anew")
+    return np.concatenate([vectors_ND, more])
 
 
 def _measure(
@@ -121,17 +161,20 @@ def _measure(
 def _labelled(
     task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float64]]:
-    return {} if task.labels is None else metrics.labelled(task, query_ND, gallery_ND)
+    return {} if not task.is_judged else metrics.labelled(task, query_ND, gallery_ND)
 
 
 def _intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, Interval]:
     return {name: metrics.interval(value) for name, value in values.items()}
 
 
-def embed_files(model: Embedder, paths: Sequence[Path], progress: Progress) -> NDArray[np.float32]:
-    """Embed image files that were readable a moment ago, (N, D) float32; threads decode ahead of the model."""
+def embed_files(
+    model: Embedder, paths: Sequence[Path], progress: Progress, boxes: Sequence[Box | None] | None = None
+) -> NDArray[np.float32]:
+    """Embed image files that were readable a moment ago, or parts of them, (N, D) float32; threads decode ahead."""
     progress.begin(f"embedding with {model.name}", len(paths), "images")
-    ready = images.ahead(paths, lambda path: images.prepare(path, model.preprocess))
+    meant = zip(paths, boxes or [None] * len(paths), strict=True)
+    ready = images.ahead(meant, lambda one: images.prepare(one[0], model.preprocess, one[1]))
     parts, waiting = [], list[NDArray[np.uint8]]()
     for at, found in enumerate(ready):
         if isinstance(found, str):
