@@ -11,11 +11,11 @@ def ranking(scores: Sequence[float], own: int = -1, ignored: Collection[int] = (
 
 
 def revisitop(
-    scores: Sequence[float], ok: Sequence[int], junk: Sequence[int], kappas: Sequence[int], own: int = -1
+    scores: Sequence[float], ok: Collection[int], junk: Collection[int], kappas: Sequence[int], own: int = -1
 ) -> tuple[float, list[float]]:
     """AP and P@k of one query as revisitop's evaluate.py has them: ranks, then junk taken off each positive's rank."""
     ranks = ranking(scores, own)
-    ok = [one for one in ok if one != own]
+    ok, junk = {one for one in ok if one != own}, set(junk)
     if not ok:
         return math.nan, [math.nan] * len(kappas)
     pos = [place for place, image in enumerate(ranks) if image in ok]
