@@ -401,7 +401,9 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            metavar="DIR|CSV", help="Class folders, a CSV (path,label[,role]), or plain images.", show_default=False
+            metavar="DIR|CSV",
+            help="Class folders, a CSV (path,label[,role]), plain images, or a benchmark as it unpacks.",
+            show_default=False,
         ),
     ],
     teacher: Annotated[
@@ -415,7 +417,11 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="folders, csv or unlabelled. (default: what the data looks like)", show_default=False
+            metavar="NAME[:key=value]",
+            help="folders, csv, unlabelled, roxford5k, rparis6k, gldv2, sop, cub200, inshop, ukbench, or "
+            "paired[:frames=2] for places; roxford5k:distractors=DIR for a larger gallery. "
+            "(default: what the data looks like)",
+            show_default=False,
         ),
     ] = None,
     store: Annotated[

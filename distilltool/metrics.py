@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from distilltool.measures import CUT_MAP, MEASURES, Ranked
 from distilltool.report import Interval
-from distilltool.search import nearest
+from distilltool.search import Gallery, nearest
 from distilltool.truth import LABELLED, Figure, Truth
 
 RESAMPLES = 1000
 NEIGHBOURS = 10
 BLOCK = 512  # queries whose ranking is held at once, fewer where it is long
-PLACES = 1 << 25  # of the rankings that are held at once
+PLACES = 1 << 23  # of the rankings that are held at once
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
 SPEARMAN_GALLERY = 5000
 CONVENTIONS = {
@@ -72,12 +72,12 @@ def labelled(
     """
     relevance = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
     depth = _depth(task, relevance)
-    queries_QD, gallery_GD, itself = query_ND[task.query], gallery_ND[task.gallery], task.itself
+    queries_QD, gallery, itself = query_ND[task.query], Gallery(gallery_ND[task.gallery]), task.itself
     step = max(1, min(BLOCK, PLACES // max(depth, 1)))
     parts: dict[str, list[NDArray[np.float64]]] = {figure.name: [] for figure in task.figures}
     for at in range(0, len(task.query), step):
         block = slice(at, at + step)
-        found = nearest(queries_QD[block], gallery_GD, depth, itself[block]).ids
+        found = gallery.nearest(queries_QD[block], depth, itself[block]).ids
         for level, judge in relevance.items():
             ranked = judge.ranked(found, block)
             for figure in task.figures:

@@ -19,30 +19,43 @@ class Neighbours:
     scores: NDArray[np.float32]
 
 
+class Gallery:
+    """Vectors that are searched again and again; faiss keeps a copy of its own."""
+
+    def __init__(self, vectors_GD: NDArray[np.float32]) -> None:
+        self._index = faiss.IndexFlatIP(vectors_GD.shape[1])
+        self._index.add(np.ascontiguousarray(_finite(vectors_GD), np.float32))
+
+    def nearest(self, queries_QD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None) -> Neighbours:
+        """The k rows of largest inner product, ordered by (−score, id).
+
+        itself: (Q,) the row that is the query and must not be found, −1 for none.
+        Raises ValueError where a vector is not finite (faiss would lose such rows without a word).
+        """
+        queries_QD = np.ascontiguousarray(_finite(queries_QD), np.float32)
+        own = np.full(len(queries_QD), -1, np.int64) if itself is None else itself
+        ids = np.full((len(queries_QD), k), -1, np.int64)
+        scores = np.full((len(queries_QD), k), -np.inf, np.float32)
+        size = self._index.ntotal
+        for at in range(0, len(queries_QD), BLOCK):
+            rows = np.arange(at, min(at + BLOCK, len(queries_QD)))
+            unsure = _fill(self._index, queries_QD, own, rows, min(k + 1 + SLACK, size), ids, scores)
+            if len(unsure):  # more equal scores than were fetched: only the whole gallery tells which ids are lowest
+                _fill(self._index, queries_QD, own, unsure, size, ids, scores)
+        return Neighbours(ids=ids, scores=scores)
+
+
 def nearest(
     queries_QD: NDArray[np.float32], gallery_GD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None
 ) -> Neighbours:
-    """The k rows of largest inner product, ordered by (−score, id).
+    """The k rows of a gallery nearest to each query, as of `Gallery.nearest`."""
+    return Gallery(gallery_GD).nearest(queries_QD, k, itself)
 
-    itself: (Q,) the row that is the query and must not be found, −1 for none.
-    Raises ValueError where a vector is not finite (faiss would lose such rows without a word).
-    """
-    for vectors in (queries_QD, gallery_GD):
-        if not np.isfinite(vectors).all():
-            raise ValueError("vectors hold NaN or infinity")
-    index = faiss.IndexFlatIP(gallery_GD.shape[1])
-    index.add(np.ascontiguousarray(gallery_GD, np.float32))
-    queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-    own = np.full(len(queries_QD), -1, np.int64) if itself is None else itself
-    ids = np.full((len(queries_QD), k), -1, np.int64)
-    scores = np.full((len(queries_QD), k), -np.inf, np.float32)
-    for at in range(0, len(queries_QD), BLOCK):
-        rows = np.arange(at, min(at + BLOCK, len(queries_QD)))
-        fetch = min(k + 1 + SLACK, len(gallery_GD))
-        unsure = _fill(index, queries_QD, own, rows, fetch, ids, scores)
-        if len(unsure):  # more equal scores than were fetched: only the whole gallery tells which ids are lowest
-            _fill(index, queries_QD, own, unsure, len(gallery_GD), ids, scores)
-    return Neighbours(ids=ids, scores=scores)
+
+def _finite(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(vectors_ND).all():
+        raise ValueError("vectors hold NaN or infinity")
+    return vectors_ND
 
 
 def _fill(

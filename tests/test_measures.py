@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distilltool import metrics
 from distilltool.metrics import Task, labelled
+from distilltool.search import Gallery, Neighbours
 from distilltool.truth import Figure, Truth, listed
 
 KAPPAS = (1, 5, 10)
@@ -143,15 +144,15 @@ def test_ns_score(rng: np.random.Generator) -> None:
 def test_only_as_many_neighbours_as_the_figures_need(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """Recall@1 of a large gallery does not sort all of it, and ignored images do not use up the depth."""
     asked = []
-    real = metrics.nearest
 
-    def watched(
-        queries: NDArray[np.float32], gallery: NDArray[np.float32], k: int, itself: NDArray[np.int64]
-    ) -> object:
-        asked.append(k)
-        return real(queries, gallery, k, itself)
+    class Watched(Gallery):
+        def nearest(
+            self, queries_QD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None
+        ) -> Neighbours:
+            asked.append(k)
+            return super().nearest(queries_QD, k, itself)
 
-    monkeypatch.setattr(metrics, "nearest", watched)
+    monkeypatch.setattr(metrics, "Gallery", Watched)
     vectors = np.eye(1, 4, dtype=np.float32).repeat(50, axis=0)  # all the same: order is that of the ids
     truth = Truth(positives=(listed([21]),), ignored=(listed(range(1, 21)),))
     task = Task(
