@@ -3,6 +3,16 @@
 import json
 from typing import Any
 
+LABELS = {  # of figures, for people
+    "map": "mAP",
+    "map@r": "mAP@R",
+    "recall@1": "R@1",
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "overlap@10": "overlap@10",
+    "spearman": "Spearman",
+}
+
 
 def printable(text: str) -> str:
     """A text without control, direction and invalid characters; the last are how Python keeps bytes that are no
@@ -16,3 +26,8 @@ def json_text(values: Any, *, indent: int | None = None, allow_nan: bool = True)
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+
+
+def in_markdown(text: str) -> str:
+    """A text of others within Markdown, where none of its characters means anything."""
+    return "".join(f"\\{char}" if char in "\\|*_`<>[]" else char for char in printable(text))

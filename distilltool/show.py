@@ -21,19 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
-from distilltool.names import json_text, printable
+from distilltool.names import LABELS, json_text, printable
 
 SKIPPED_SHOWN = 5
 BAR = 10  # characters of a whole bar
-LABELS = {
-    "map": "mAP",
-    "map@r": "mAP@R",
-    "recall@1": "R@1",
-    "recall@5": "R@5",
-    "recall@10": "R@10",
-    "overlap@10": "overlap@10",
-    "spearman": "Spearman",
-}
 SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar on
 
 

@@ -1,0 +1,181 @@
+"""What an evaluation knows beyond its report: vectors and figures of each query, and what follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilltool import metrics
+from distilltool.metrics import Task
+from distilltool.report import ClassReport, Difference, EvalReport, WorstQuery
+from distilltool.search import nearest
+
+WORST = 20
+JUDGED = ("map", "overlap@10")  # what a single query is judged by, the first that there is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One model's answers. vectors: (N, D) at length 1, a row for each image; values: figure → (Q,), NaN where a query
+    has none."""
+
+    name: str
+    vectors: NDArray[np.float32]
+    values: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A report with what it was made from.
+
+    task: who is asked about what; files: (N,) the images; names: (N,) the same, seen from the data's folder; labels:
+    (N,) or None; models: in the order of the report's, the teacher first.
+    """
+
+    report: EvalReport
+    task: Task
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    models: tuple[Measured, ...]
+
+
+def completed(
+    report: EvalReport,
+    task: Task,
+    files: Sequence[Path],
+    labels: Sequence[str] | None,
+    models: Sequence[Measured],
+    root: Path,
+) -> Evaluation:
+    """Add to a report what single queries say: differences between models, the worst queries, classes, a verdict."""
+    made = Evaluation(
+        report=report,
+        task=task,
+        files=tuple(files),
+        names=tuple(_seen_from(root, file) for file in files),
+        labels=None if labels is None else tuple(labels),
+        models=tuple(models),
+    )
+    told = replace(
+        report,
+        differences=_differences(made.models),
+        worst=tuple(one for at in range(1, len(models)) for one in _worst(made, at)),
+        classes=_classes(made),
+    )
+    return replace(made, report=replace(told, verdict=" ".join(verdict(told, at) for at in range(1, len(models)))))
+
+
+def _seen_from(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+def _differences(models: Sequence[Measured]) -> tuple[Difference, ...]:
+    """Every later model less every earlier one, in each figure that both have."""
+    return tuple(
+        Difference(
+            model=models[one].name,
+            other=models[other].name,
+            at=(one, other),
+            figure=figure,
+            difference=metrics.difference(models[one].values[figure], models[other].values[figure]),
+        )
+        for other, one in combinations(range(len(models)), 2)
+        for figure in models[one].values
+        if figure in models[other].values
+    )
+
+
+def judged_by(model: Measured) -> str:
+    """The figure that tells a student's good queries from its bad ones."""
+    return next(name for name in JUDGED if name in model.values)
+
+
+def ranked(model: Measured) -> NDArray[np.int64]:
+    """A student's queries from the worst to the best, of equal ones those first that it ranks least like the teacher;
+    queries without a figure are left out."""
+    value, like = model.values[judged_by(model)], model.values["overlap@10"]
+    order = np.lexsort((np.arange(len(value)), like, value))
+    return order[~np.isnan(value[order])].astype(np.int64)
+
+
+def found(made: Evaluation, at: int, queries: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Rows of the k images that a model ranks first for some queries, (q, k); −1 where there are no more."""
+    task, vectors = made.task, made.models[at].vectors
+    ids = nearest(vectors[task.query[queries]], vectors[task.gallery], k, task.itself[queries]).ids
+    return np.where(ids >= 0, task.gallery[np.maximum(ids, 0)], -1)
+
+
+def _worst(made: Evaluation, at: int) -> list[WorstQuery]:
+    model, teacher = made.models[at], made.models[0]
+    figure = judged_by(model)
+    queries = ranked(model)[:WORST]
+    firsts = found(made, at, queries, 1)[:, 0]
+    return [
+        WorstQuery(
+            model=model.name,
+            at=at,
+            path=made.names[made.task.query[query]],
+            label=None if made.labels is None else made.labels[made.task.query[query]],
+            figure=figure,
+            value=float(model.values[figure][query]),
+            teacher=float(teacher.values[figure][query]) if figure in teacher.values else None,
+            first=made.names[first] if first >= 0 else "",
+        )
+        for query, first in zip(queries.tolist(), firsts.tolist(), strict=True)
+    ]
+
+
+def _classes(made: Evaluation) -> tuple[ClassReport, ...]:
+    """By name; a class none of whose queries has a positive is left out, as is what has no name."""
+    if made.labels is None or "map" not in made.models[0].values:
+        return ()
+    names = np.array([made.labels[row] for row in made.task.query.tolist()], object)
+    counted = ~np.isnan(made.models[0].values["map"])
+    return tuple(
+        ClassReport(
+            label=label,
+            queries=int((mine := (names == label) & counted).sum()),
+            models=tuple(metrics.interval(model.values["map"][mine]) for model in made.models),
+        )
+        for label in sorted({str(name) for name in names[counted] if name})
+    )
+
+
+def verdict(report: EvalReport, at: int) -> str:
+    """What became of one student, in a sentence."""
+    model = report.models[at]
+    overlap = (model.fidelity or {})["overlap@10"]
+    alike = f"{100 * overlap.value:.0f} % of its ten nearest are the teacher's"
+    kept = model.retention.get("map")
+    if kept is None or kept.value != kept.value:
+        low, high = f"{100 * overlap.low:.0f}", f"{100 * overlap.high:.0f}"
+        return f"{model.name}: {alike} ({low} to {high} %); without labels nothing more can be said."
+    gap = next(one.difference for one in report.differences if one.at == (at, 0) and one.figure == "map")
+    less = "" if gap.low > 0 or gap.high < 0 else ", which is within chance"
+    return (
+        f"{model.name} keeps {100 * kept.value:.1f} % ({100 * kept.low:.1f} to {100 * kept.high:.1f}) of the teacher's "
+        f"mAP, {model.metrics['map'].value:.3f} of {report.models[0].metrics['map'].value:.3f}: "
+        f"{points(gap.value)} ± {50 * (gap.high - gap.low):.1f} points{less}; {alike}."
+    )
+
+
+def points(value: float) -> str:
+    """A difference of two shares in points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def alone(report: EvalReport, at: int) -> EvalReport:
+    """The report as if one student alone had been evaluated."""
+    one = [gap for gap in report.differences if gap.at == (at, 0)]
+    return replace(
+        report,
+        models=(report.models[0], report.models[at]),
+        differences=tuple(replace(gap, at=(1, 0)) for gap in one),
+        worst=tuple(replace(query, at=1) for query in report.worst if query.at == at),
+        classes=tuple(replace(each, models=(each.models[0], each.models[at])) for each in report.classes),
+        verdict=verdict(report, at),
+    )

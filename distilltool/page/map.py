@@ -1,0 +1,116 @@
+"""A map of the images as each model sees them: two principal components, turned towards the teacher's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from distilltool.evaluation import Evaluation, found
+from distilltool.page import svg
+from distilltool.page.charts import WIDE, clipped
+
+POINTS = 1600  # in all maps together
+MAPS = 4
+ALIKE = 0.5  # share of the teacher's ten nearest from which a query without labels counts as found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Map:
+    """One model's map. share: of the variance that the two components hold; found: of the queries in it."""
+
+    model: int
+    drawing: Markup
+    share: float
+    points: int
+    found: int
+
+
+def maps(made: Evaluation, titles: Sequence[str]) -> list[Map]:
+    """The teacher's map and those of the first students, of the same queries, drawn at random where there are many."""
+    places = range(min(MAPS, len(made.models)))
+    count = min(len(made.task.query), POINTS // len(places))
+    queries = np.sort(np.random.default_rng(0).choice(len(made.task.query), count, replace=False)).astype(np.int64)
+    if count < 3:
+        return []
+    order = queries[np.argsort([_class(made, int(query)) for query in queries], kind="stable")]  # keys walk by class
+    rows = made.task.query[order]
+    flat = [principal(made.models[place].vectors[rows]) for place in places]
+    return [_drawn(made, place, order, towards(flat[0][0], flat[place][0]), flat[place][1], titles) for place in places]
+
+
+def _class(made: Evaluation, query: int) -> str:
+    return "" if made.labels is None else made.labels[made.task.query[query]]
+
+
+def principal(vectors_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+    """The first two principal components, (N, 2), and the share of the variance that they hold."""
+    centred = vectors_ND.astype(np.float64) - vectors_ND.mean(axis=0, dtype=np.float64)
+    left, size, _ = np.linalg.svd(centred, full_matrices=False)
+    flat = np.zeros((len(centred), 2))
+    flat[:, : min(2, len(size))] = left[:, :2] * size[:2]
+    total = float((size**2).sum())
+    return flat, float((size[:2] ** 2).sum()) / total if total > 0 else 0.0
+
+
+def towards(fixed_N2: NDArray[np.float64], turned_N2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The second map turned and mirrored so that it lies as the first does (orthogonal Procrustes), (N, 2)."""
+    left, _, right = np.linalg.svd(turned_N2.T @ fixed_N2)
+    turned: NDArray[np.float64] = turned_N2 @ (left @ right)
+    return turned
+
+
+def _drawn(
+    made: Evaluation,
+    place: int,
+    order: NDArray[np.int64],
+    flat_N2: NDArray[np.float64],
+    share: float,
+    titles: Sequence[str],
+) -> Map:
+    values = made.models[place].values
+    firsts = found(made, place, order, 1)[:, 0]
+    if made.labels is None:
+        alike = values.get("overlap@10", np.ones(len(made.task.query)))[order]
+        hits = alike >= ALIKE
+        said = [f"{value:.0%} of the teacher's ten nearest" for value in alike] if place else [""] * len(order)
+    else:
+        hits = np.nan_to_num(values["recall@1"][order]) > 0
+        said = [f"AP {value:.2f}" for value in values["map"][order]]
+    with svg.drawing():
+        figure = Figure(figsize=(WIDE, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        notes = {}
+        for gid, chosen, form, colour in (("hits", hits, "o", svg.HIT), ("misses", ~hits, "X", svg.MISS)):
+            if not chosen.any():
+                continue
+            axes.scatter(
+                flat_N2[chosen, 0],
+                flat_N2[chosen, 1],
+                s=20,
+                marker=form,
+                c=colour,
+                linewidths=0.5,
+                edgecolors=svg.PAPER,
+                gid=gid,
+            )
+            notes[gid] = [_note(made, int(order[at]), int(firsts[at]), at, said[at]) for at in np.flatnonzero(chosen).tolist()]
+        axes.set_xticks([]), axes.set_yticks([])
+        axes.set_xlabel("first component")
+        axes.set_ylabel("second component")
+        label = f"Map of {len(order):,} queries as {titles[place]} sees them; {int(hits.sum()):,} of them are found."
+        drawing = svg.inline(figure, f"map{place}", label, notes)
+    return Map(model=place, drawing=drawing, share=share, points=len(order), found=int(hits.sum()))
+
+
+def _note(made: Evaluation, query: int, first: int, at: int, said: str) -> dict[str, str]:
+    row = made.task.query[query]
+    of = f", {clipped(made.labels[row], 40)}" if made.labels is not None else ""
+    nearest = f"; first: {clipped(made.names[first], 60)}" if first >= 0 else ""
+    return {
+        "title": f"{clipped(made.names[row], 60)}{of}{'; ' if said else ''}{said}{nearest}",
+        "data-i": str(at),
+        "data-c": clipped(made.labels[row], 40) if made.labels is not None else "",
+    }
