@@ -1,5 +1,6 @@
 """What an evaluation knows beyond its report: vectors and figures of each query, and what follows from them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 
 from distilltool import metrics
 from distilltool.metrics import Task
+from distilltool.names import LABELS
 from distilltool.report import ClassReport, Difference, EvalReport, WorstQuery
 from distilltool.search import nearest
 
 WORST = 20
-JUDGED = ("map", "overlap@10")  # what a single query is judged by, the first that there is
+MAIN = "map"
+ALIKE = "overlap@10"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,15 +92,24 @@ def _differences(models: Sequence[Measured]) -> tuple[Difference, ...]:
     )
 
 
-def judged_by(model: Measured) -> str:
-    """The figure that tells a student's good queries from its bad ones."""
-    return next(name for name in JUDGED if name in model.values)
+def main_figure(report: EvalReport) -> str:
+    """What models are compared by: mAP, else the first figure of the protocol; without ground truth the overlap."""
+    figures = report.models[0].metrics
+    return MAIN if MAIN in figures else next(iter(figures), ALIKE)
 
 
-def ranked(model: Measured) -> NDArray[np.int64]:
+def right(made: Evaluation, query: int, row: int) -> bool | None:
+    """Whether an image answers a query, both by their rows; None where nothing says so."""
+    if made.task.labels is None:
+        return None
+    return bool(made.task.labels[query] == made.task.labels[row])
+
+
+def ranked(made: Evaluation, at: int) -> NDArray[np.int64]:
     """A student's queries from the worst to the best, of equal ones those first that it ranks least like the teacher;
     queries without a figure are left out."""
-    value, like = model.values[judged_by(model)], model.values["overlap@10"]
+    values = made.models[at].values
+    value, like = values[main_figure(made.report)], values[ALIKE]
     order = np.lexsort((np.arange(len(value)), like, value))
     return order[~np.isnan(value[order])].astype(np.int64)
 
@@ -111,8 +123,8 @@ def found(made: Evaluation, at: int, queries: NDArray[np.int64], k: int) -> NDAr
 
 def _worst(made: Evaluation, at: int) -> list[WorstQuery]:
     model, teacher = made.models[at], made.models[0]
-    figure = judged_by(model)
-    queries = ranked(model)[:WORST]
+    figure = main_figure(made.report)
+    queries = ranked(made, at)[:WORST]
     firsts = found(made, at, queries, 1)[:, 0]
     return [
         WorstQuery(
@@ -131,7 +143,7 @@ def _worst(made: Evaluation, at: int) -> list[WorstQuery]:
 
 def _classes(made: Evaluation) -> tuple[ClassReport, ...]:
     """By name; a class none of whose queries has a positive is left out, as is what has no name."""
-    if made.labels is None or "map" not in made.models[0].values:
+    if made.labels is None or MAIN not in made.models[0].values:
         return ()
     names = np.array([made.labels[row] for row in made.task.query.tolist()], object)
     counted = ~np.isnan(made.models[0].values["map"])
@@ -147,25 +159,26 @@ def _classes(made: Evaluation) -> tuple[ClassReport, ...]:
 
 def verdict(report: EvalReport, at: int) -> str:
     """What became of one student, in a sentence."""
-    model = report.models[at]
-    overlap = (model.fidelity or {})["overlap@10"]
-    alike = f"{100 * overlap.value:.0f} % of its ten nearest are the teacher's"
-    kept = model.retention.get("map")
-    if kept is None or kept.value != kept.value:
+    model, teacher, figure = report.models[at], report.models[0], main_figure(report)
+    overlap = (model.fidelity or {})[ALIKE]
+    alike = f"{100 * overlap.value:.0f} % of its nearest are the teacher's"
+    kept = model.retention.get(figure)
+    if kept is None or not math.isfinite(kept.value):
         low, high = f"{100 * overlap.low:.0f}", f"{100 * overlap.high:.0f}"
         return f"{model.name}: {alike} ({low} to {high} %); without labels nothing more can be said."
-    gap = next(one.difference for one in report.differences if one.at == (at, 0) and one.figure == "map")
-    less = "" if gap.low > 0 or gap.high < 0 else ", which is within chance"
+    gap = next(one.difference for one in report.differences if one.at == (at, 0) and one.figure == figure)
+    chance = "" if gap.low > 0 or gap.high < 0 else ", which is within chance"
     return (
         f"{model.name} keeps {100 * kept.value:.1f} % ({100 * kept.low:.1f} to {100 * kept.high:.1f}) of the teacher's "
-        f"mAP, {model.metrics['map'].value:.3f} of {report.models[0].metrics['map'].value:.3f}: "
-        f"{points(gap.value)} ± {50 * (gap.high - gap.low):.1f} points{less}; {alike}."
+        f"{LABELS.get(figure, figure)}, {model.metrics[figure].value:.3f} of {teacher.metrics[figure].value:.3f}: "
+        f"{points(gap.value)} ± {50 * (gap.high - gap.low):.1f} points{chance}; {alike}."
     )
 
 
 def points(value: float) -> str:
     """A difference of two shares in points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    said = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if said in ("+0.0", "−0.0") else said
 
 
 def alone(report: EvalReport, at: int) -> EvalReport:

@@ -234,7 +234,7 @@ class Difference:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorstQuery:
     """A query that a student answers badly. at: the student's place in `models`; path: seen from the data's folder;
-    figure: what it is judged by, "map" or "overlap@10" where there are no labels; teacher: the same of the teacher's
+    figure: what it is judged by, "map", or "overlap@10" where there are no labels; teacher: the same of the teacher's
     answer, None for an overlap with it; first: the path that the student ranks first."""
 
     model: str

@@ -38,7 +38,8 @@ def clipped(text: str, length: int) -> str:
     text = printable(text)
     if len(text) <= length:
         return text
-    return f"{text[: (length - 1) * 2 // 3]}…{text[len(text) - (length - 1) // 3 :]}"
+    head = (length - 1) * 2 // 3
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
 def colour(place: int) -> str:
@@ -138,15 +139,9 @@ def class_bars(name: str, classes: Sequence[ClassReport], place: int, label: str
         figure, axes = _figure(0.9 + 0.215 * len(classes))
         rows = np.arange(len(classes))
         axes.barh(rows, [one.models[place].value for one in classes], color=colour(place), height=0.62, label="student")
-        axes.plot(
-            [one.models[0].value for one in classes],
-            rows,
-            "|",
-            color=svg.INK,
-            markersize=9,
-            markeredgewidth=2,
-            label="teacher",
-        )
+        theirs = [one.models[0].value for one in classes]
+        axes.plot(theirs, rows, "|", color=svg.PAPER, markersize=11, markeredgewidth=5)  # so that it shows on a bar
+        axes.plot(theirs, rows, "|", color=svg.INK, markersize=10, markeredgewidth=2, label="teacher")
         axes.set_yticks(rows, [clipped(one.label, 22) for one in classes], fontsize=9.5)
         axes.set_ylim(len(classes) - 0.4, -0.6)
         axes.set_xlim(0, 1)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distilltool import eval_text
-from distilltool.evaluation import Evaluation, verdict
+from distilltool.evaluation import ALIKE, Evaluation, main_figure, verdict
 from distilltool.names import printable
 from distilltool.page import charts, grids, map
 from distilltool.page.charts import Placed, clipped
@@ -81,16 +81,16 @@ def render(made: Evaluation, facts: Facts) -> str:
         lines=_lines(report),
         kept=_kept(report, titles),
         differences=_differences(report, titles),
-        difference_count=len(report.differences),
+        pair_count=len({one.at for one in report.differences}),
         grids=[(titles[grid.model], grid) for grid in grids.grids(made)],
-        labelled=made.labels is not None,
+        labelled=made.task.labels is not None,
         times=_times(report, facts, titles),
         asked=_asked(report, facts, titles),
         classes=_classes(report)[:ROWS],
         class_count=len(report.classes),
         class_charts=_class_charts(report, titles),
         maps=map.maps(made, titles),
-        alike=map.ALIKE,
+        alike=map.SHARE,
         curves=_curves(facts, titles),
         tables=[(title, one.curve) for title, one in zip(titles, facts.models, strict=True) if one.curve][:CURVES],
         worst=_worst(report, titles),
@@ -147,24 +147,33 @@ def _kept(report: EvalReport, titles: Sequence[str]) -> Chart | None:
     return Chart(title="", drawing=charts.kept([eval_text.label(one) for one in figures], rows, label), caption=label)
 
 
-def _differences(report: EvalReport, titles: Sequence[str]) -> list[Line]:
-    found = []
-    for at, one in enumerate(report.differences[:ROWS]):
-        cell = _cell(one.difference, eval_text.gap(one.difference), f"differences/{at}/difference/value")
-        sure = one.difference.low > 0 or one.difference.high < 0
-        heading = f"{titles[one.at[0]]} − {titles[one.at[1]]}"
-        found.append(
-            Line(head=heading, cells=(cell,), notes=(eval_text.label(one.figure), "" if sure else "within chance"))
-        )
-    return found
+def _differences(report: EvalReport, titles: Sequence[str]) -> tuple[list[str], list[Line]]:
+    """Figures, and for each pair of models their differences in them."""
+    figures = list(dict.fromkeys(one.figure for one in report.differences))
+    pairs = list(dict.fromkeys(one.at for one in report.differences))[:ROWS]
+    place = {(one.at, one.figure): at for at, one in enumerate(report.differences)}
+    lines = []
+    for pair in pairs:
+        cells = [_gap(report, place.get((pair, figure))) for figure in figures]
+        lines.append(Line(head=f"{titles[pair[0]]} − {titles[pair[1]]}", cells=tuple(cells)))
+    return [eval_text.label(figure) for figure in figures], lines
+
+
+def _gap(report: EvalReport, at: int | None) -> Cell:
+    if at is None:
+        return Cell(text="–", value=None, key="")
+    gap = report.differences[at].difference
+    chance = "≈ " if gap.low <= 0 <= gap.high else ""
+    return _cell(gap, chance + eval_text.gap(gap), f"differences/{at}/difference/value")
 
 
 def _quality(report: EvalReport, at: int) -> tuple[str, Interval]:
-    """What models are judged by in charts: mAP, or without labels the overlap, of which the teacher has all."""
-    if report.models[0].metrics:
-        return "mAP", report.models[at].metrics["map"]
+    """What models are judged by in charts; of the overlap with itself the teacher has all."""
+    figure = main_figure(report)
+    if figure != ALIKE:
+        return eval_text.label(figure), report.models[at].metrics[figure]
     whole = Interval(value=1.0, low=1.0, high=1.0)
-    return "overlap@10 with the teacher", (report.models[at].fidelity or {}).get("overlap@10", whole)
+    return "overlap@10 with the teacher", (report.models[at].fidelity or {}).get(ALIKE, whole)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,20 +236,20 @@ def _beats(report: EvalReport, across: dict[int, float], one: int, other: int) -
 
 def _asked(report: EvalReport, facts: Facts, titles: Sequence[str]) -> tuple[list[tuple[str, str, str]], Markup] | None:
     """What students keep against how many answers they were made from; None for fewer than two of known number."""
-    figure = "map" if report.models[0].metrics else "overlap@10"
+    figure = main_figure(report)
     points, lines = [], []
     for at, one in enumerate(facts.models):
         if at == 0 or one.answers is None:
             continue
         model = report.models[at]
-        value = model.retention["map"] if figure == "map" else (model.fidelity or {})["overlap@10"]
+        value = (model.fidelity or {})[ALIKE] if figure == ALIKE else model.retention[figure]
         if math.isfinite(value.value):
             points.append(Placed(name=titles[at], place=at, at=one.answers, value=value, front=True))
             lines.append((titles[at], f"{one.answers:,}", eval_text.shown(value, "retention")))
     if len(points) < 2:
         return None
     scale = [_times_hundred(one) for one in points]
-    what = "mAP kept, %" if figure == "map" else "overlap@10, %"
+    what = "overlap@10, %" if figure == ALIKE else f"{eval_text.label(figure)} kept, %"
     label = f"{what.removesuffix(', %')} against answers of the teacher; the table below holds the same numbers."
     return lines, charts.scattered("asked", scale, "answers of the teacher", what, label, log=False)
 

@@ -70,7 +70,7 @@ def gather(made: Evaluation, teacher: Teacher, models: Sequence[RunDir | Path]) 
         ("Protocol", report.protocol),
         ("Left out", f"{len(report.skipped):,} files that could not be read" if report.skipped else "nothing"),
         ("Answers of the teacher", f"{asked.get('new', 0):,} asked for now, {asked.get('cached', 0):,} known before"),
-        ("Made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC in {report.seconds:,.0f} s"),
+        ("Made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC in {report.seconds:,.1f} s"),
         ("By", f"distilltool {__version__}, Python {platform.python_version()}, {platform.machine()}"),
     ]
     return Facts(said=tuple(said), models=(_of_teacher(teacher, timed, models), *students))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distilltool import images
-from distilltool.evaluation import Evaluation, found, judged_by, ranked
+from distilltool.evaluation import Evaluation, found, main_figure, ranked, right
 
 FIRST = 5
 EACH = 4  # queries in a group
@@ -77,7 +77,7 @@ def grids(made: Evaluation) -> list[Grid]:
 
 
 def _grid(made: Evaluation, at: int) -> Grid:
-    order = ranked(made.models[at])
+    order = ranked(made, at)
     middle = np.abs(np.arange(len(order)) - len(order) // 2)
     used: set[int] = set()
     groups = []
@@ -106,7 +106,7 @@ def _several(made: Evaluation, queries: NDArray[np.int64], used: set[int]) -> li
 
 
 def _rows(made: Evaluation, at: int, queries: NDArray[np.int64]) -> tuple[Row, ...]:
-    figure = judged_by(made.models[at])
+    figure = main_figure(made.report)
     value, theirs = made.models[at].values[figure], made.models[0].values.get(figure)
     by_teacher, by_student = found(made, 0, queries, FIRST), found(made, at, queries, FIRST)
     rows = []
@@ -126,14 +126,13 @@ def _rows(made: Evaluation, at: int, queries: NDArray[np.int64]) -> tuple[Row, .
 
 
 def _answers(made: Evaluation, query: int, rows: NDArray[np.int64], others: NDArray[np.int64]) -> tuple[Picture, ...]:
-    """A hit is of the query's class or, without labels, among the first of the other model too."""
+    """A hit answers the query or, where nothing says so, is among the first of the other model too."""
     return tuple(_picture(made, row, _hit(made, query, row, others)) for row in rows.tolist() if row >= 0)
 
 
 def _hit(made: Evaluation, query: int, row: int, others: NDArray[np.int64]) -> bool:
-    if made.labels is None:
-        return row in others
-    return bool(made.labels[row]) and made.labels[row] == made.labels[query]
+    judged = right(made, query, row)
+    return row in others if judged is None else judged
 
 
 def _picture(made: Evaluation, row: int, hit: bool | None) -> Picture:

@@ -8,13 +8,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from distilltool.evaluation import Evaluation, found
+from distilltool.evaluation import ALIKE, MAIN, Evaluation, found, right
 from distilltool.page import svg
 from distilltool.page.charts import WIDE, clipped
 
 POINTS = 1600  # in all maps together
 MAPS = 4
-ALIKE = 0.5  # share of the teacher's ten nearest from which a query without labels counts as found
+CROWD = 200  # points from which marks are smaller
+SHARE = 0.5  # share of the teacher's ten nearest from which a query without labels counts as found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,13 +73,14 @@ def _drawn(
 ) -> Map:
     values = made.models[place].values
     firsts = found(made, place, order, 1)[:, 0]
-    if made.labels is None:
-        alike = values.get("overlap@10", np.ones(len(made.task.query)))[order]
-        hits = alike >= ALIKE
-        said = [f"{value:.0%} of the teacher's ten nearest" for value in alike] if place else [""] * len(order)
+    if made.task.labels is None:
+        alike = values.get(ALIKE, np.ones(len(made.task.query)))[order]
+        hits = alike >= SHARE
+        said = [f"{100 * value:.0f} % of the teacher's nearest" for value in alike] if place else [""] * len(order)
     else:
-        hits = np.nan_to_num(values["recall@1"][order]) > 0
-        said = [f"AP {value:.2f}" for value in values["map"][order]]
+        pairs = zip(made.task.query[order].tolist(), firsts.tolist(), strict=True)
+        hits = np.array([first >= 0 and bool(right(made, query, first)) for query, first in pairs])
+        said = [f"AP {value:.2f}" for value in values[MAIN][order]] if MAIN in values else [""] * len(order)
     with svg.drawing():
         figure = Figure(figsize=(WIDE, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -89,17 +91,18 @@ def _drawn(
             axes.scatter(
                 flat_N2[chosen, 0],
                 flat_N2[chosen, 1],
-                s=20,
+                s=34 if len(order) < CROWD else 18,
                 marker=form,
                 c=colour,
                 linewidths=0.5,
                 edgecolors=svg.PAPER,
                 gid=gid,
             )
-            notes[gid] = [_note(made, int(order[at]), int(firsts[at]), at, said[at]) for at in np.flatnonzero(chosen).tolist()]
-        axes.set_xticks([]), axes.set_yticks([])
-        axes.set_xlabel("first component")
-        axes.set_ylabel("second component")
+            notes[gid] = [
+                _note(made, int(order[at]), int(firsts[at]), at, said[at]) for at in np.flatnonzero(chosen).tolist()
+            ]
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
         label = f"Map of {len(order):,} queries as {titles[place]} sees them; {int(hits.sum()):,} of them are found."
         drawing = svg.inline(figure, f"map{place}", label, notes)
     return Map(model=place, drawing=drawing, share=share, points=len(order), found=int(hits.sum()))

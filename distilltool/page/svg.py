@@ -81,7 +81,8 @@ def inline(figure: Figure, name: str, label: str, titles: Mapping[str, Sequence[
     for gid, said in titles.items():
         _say(root, gid, said)
     _tidy(root, name)
-    root.attrib.pop("height", None), root.attrib.pop("width", None)
+    for side in ("width", "height"):
+        root.attrib.pop(side, None)
     root.attrib.update({"role": "img", "aria-label": label, "class": "chart"})
     ElementTree.register_namespace("", SVG)
     return Markup(ElementTree.tostring(root, encoding="unicode"))
