@@ -337,6 +337,9 @@ class Show:
             table.add_row(LABELS[name], *cells)
         for name in ("map", "recall@1") if teacher.metrics else ():
             table.add_row(f"{LABELS[name]} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+        gaps = {one.at[0]: one.difference for one in found.differences if one.at[1] == 0 and one.figure == "map"}
+        if gaps:
+            table.add_row("mAP − teacher's, points", "", *(_points(gaps[at]) for at in range(1, len(found.models))))
         for name in ("overlap@10", "spearman"):
             table.add_row(LABELS[name], "", *(_interval(s.fidelity[name]) for s in students))
         for dim in sorted({int(dim) for one in students for dim in one.nested}, reverse=True):
@@ -580,6 +583,12 @@ def _interval(value: Any) -> str:
     if not math.isfinite(value.value):
         return "–"
     return f"{value.value:.3f} ±{(value.high - value.low) / 2:.3f}"
+
+
+def _points(value: Any) -> str:
+    if not math.isfinite(value.value):
+        return "–"
+    return f"{100 * value.value:+.1f} ±{50 * (value.high - value.low):.1f}".replace("-", "−")
 
 
 def _percent(value: Any) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from distilltool import eval_text, metrics
 from distilltool.cli import app
 from distilltool.errors import DistillError
 from distilltool.evaluation import alone, points, verdict
-from distilltool.report import EvalReport, Interval, to_json
+from distilltool.report import EvalReport, ExportReport, Interval, to_json
+from distilltool.stages.export import _without_paths
 
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
 
@@ -115,20 +117,10 @@ def test_the_verdict_says_what_is_within_chance(report: EvalReport) -> None:
     gap = report.differences[0]
     for low, high, expected in ((-0.05, -0.01, False), (-0.05, 0.01, True), (0.01, 0.03, False)):
         value = Interval(value=(low + high) / 2, low=low, high=high)
-        said = verdict(EvalReport(**{**fields(report), "differences": (replaced(gap, value),)}), 1)
+        said = verdict(replace(report, differences=(replace(gap, difference=value),)), 1)
         assert ("within chance" in said) == expected and said.startswith("a keeps ")
     assert verdict(report, 1) in report.verdict and verdict(report, 2) in report.verdict
     assert (points(-0.0312), points(0.0312), points(-0.0001)) == ("−3.1", "+3.1", "0.0")
-
-
-def fields(report: EvalReport) -> dict[str, object]:
-    return {name: getattr(report, name) for name in EvalReport.__dataclass_fields__}
-
-
-def replaced(gap: object, value: Interval) -> object:
-    from dataclasses import replace
-
-    return replace(gap, difference=value)  # type: ignore[type-var]
 
 
 def test_one_student_alone_is_the_report_of_it_alone(report: EvalReport, work: Path) -> None:
@@ -194,3 +186,12 @@ def test_a_file_that_cannot_be_written_is_said_before_the_teacher_is_asked(work:
     with pytest.raises(DistillError, match="cannot be written"):
         distilltool.evaluate(work / "a.onnx", csv=tmp_path / "file" / "x.csv", **words)  # type: ignore[arg-type]
     assert not (tmp_path / "fresh.sqlite").exists()
+
+
+def test_names_of_files_and_classes_do_not_travel_in_a_bundle(report: EvalReport) -> None:
+    """A bundle is given away; what the images are called stays."""
+    kept = {**to_json(report), "data": "/home/me/photos"}
+    whole = ExportReport(bundle="runs/x/bundle", variants=(), teacher={}, machine={}, evaluations=(kept,))
+    [shipped] = _without_paths(whole).evaluations
+    assert (shipped["data"], shipped["worst"], shipped["classes"]) == ("photos", [], [])
+    assert "photo0" not in json.dumps(shipped) and shipped["differences"] and shipped["verdict"]

@@ -272,7 +272,7 @@ def shown(one: Seen, made: Made) -> None:
     assert "answers of the teacher" not in found["text"]  # nobody says how many
     assert found["marks"] == 3 * report.queries
     (first, count), (second, _), (back, _), (nothing, none), (pointed, _) = found["steps"]
-    assert count == 3 and none == 0 and first == back != second and nothing == "" and pointed
+    assert count == 3 and none == 0 and first == back != second and nothing == "No mark is pointed at." and pointed
     assert re.fullmatch(r"class\d/photo\d+\.png, class\d; AP \d\.\d\d; first: class\d/photo\d+\.png", first)
 
 
@@ -411,6 +411,22 @@ def test_the_page_is_small_whatever_it_shows(work: Path) -> None:
     )
     many = len(replace(made, evaluation=more).html(models=made.models * times).encode())
     assert 500_000 < one < many < document.LIMIT
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_set_with_hardly_anything_in_it_has_a_page(each: int, work: Path, tmp_path: Path) -> None:
+    """Two images; or classes of one image each, whose queries have nothing to find."""
+    names = [f"c{at}" for at in range(5)] if each == 1 else ["c", "c"]
+    with (tmp_path / "set.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        for at, name in enumerate(names):
+            drawn(at).save(tmp_path / f"{at}.png")
+            writer.writerow([f"{at}.png", name])
+    html = evaluated(work, tmp_path / "set.csv").html()
+    assert ("No query has another image of its class" in html) == (each == 1)
+    assert ('<h2 id="map">' in html) == (each == 1)
+    assert not re.search(r"\bnan\b", re.sub(r"data:image[^\"]+", "", html), re.IGNORECASE)
 
 
 def test_what_draws_the_page_is_asked_for_before_the_teacher(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from distilltool.names import printable
 from distilltool.page import svg
@@ -19,6 +19,7 @@ MODELS = ("#3d4550", "#0060a8", "#b34a00", "#00734f", "#8f2f7d", "#7a5c00")
 MARKERS = ("D", "o", "s", "^", "v", "P")  # nobody needs the colours
 BARS = 40  # classes in a chart; the table has more
 POINTS = 400  # of a curve
+WORTH_A_LOG = 3  # the largest over the smallest, from which an axis is logarithmic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +83,7 @@ def kept(figures: Sequence[str], models: Sequence[tuple[str, Sequence[Interval |
                     label=clipped(name, 40) if row == 0 else None,
                 )
         axes.axvline(100, color=MODELS[0], linewidth=1, linestyle=(0, (4, 2)))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.set_yticks(range(len(figures)), figures)
         axes.set_ylim(len(figures) - 0.4, -0.6)
         axes.set_xlabel("% of the teacher's (dashed)")
@@ -117,20 +119,28 @@ def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, la
                 linewidth=1.6,
                 label=clipped(one.name, 40),
             )
-        if log:
+        if log and max(one.at for one in points) > WORTH_A_LOG * min(one.at for one in points):
             axes.set_xscale("log")
+            axes.set_xlim(*_round([one.at for one in points]))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}" if _narrow([one.at for one in points]) else "")
-        axes.margins(x=0.12, y=0.14)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.margins(x=0.12)
+        axes.margins(y=0.14)
         axes.set_xlabel(across)
         axes.set_ylabel(upwards)
         figure.legend(loc="outside upper left", ncols=1, handletextpad=0.4, fontsize=9.5)
         return _drawn(figure, name, label)
 
 
-def _narrow(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis would show no more than one power of ten."""
-    return max(values) / min(values) < 8
+def _round(values: Sequence[float]) -> tuple[float, float]:
+    """The nearest 1, 2 or 5 times a power of ten below and above all values."""
+    steps = [step * 10.0**power for power in range(-6, 7) for step in (1, 2, 5)]
+    low, high = min(values) / 1.08, max(values) * 1.08
+    return max((one for one in steps if one <= low), default=low), min(
+        (one for one in steps if one >= high), default=high
+    )
 
 
 def class_bars(name: str, classes: Sequence[ClassReport], place: int, label: str) -> Markup:
@@ -144,7 +154,7 @@ def class_bars(name: str, classes: Sequence[ClassReport], place: int, label: str
         axes.plot(theirs, rows, "|", color=svg.INK, markersize=10, markeredgewidth=2, label="teacher")
         axes.set_yticks(rows, [clipped(one.label, 22) for one in classes], fontsize=9.5)
         axes.set_ylim(len(classes) - 0.4, -0.6)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, 1.015)
         axes.set_xlabel("mAP of the class's queries")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -173,7 +183,9 @@ def training(name: str, curve: Curve, label: str) -> Markup:
         below.axhline(curve.kept, color=colour(3), linewidth=1.3, linestyle=(0, (1, 1.5)), label="weights kept")
         below.set_ylabel("overlap@10, held out")
         below.set_xlabel("step")
-        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.5, fontsize=9.5)
+        below.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.5, fontsize=9.5, borderaxespad=0.2
+        )
         return _drawn(figure, name, label)
 
 

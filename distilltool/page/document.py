@@ -143,7 +143,7 @@ def _kept(report: EvalReport, titles: Sequence[str]) -> Chart | None:
     rows = [
         (title, [one.retention.get(name) for name in figures]) for title, one in zip(titles[1:], students, strict=True)
     ]
-    label = "Share of the teacher's figures that each student keeps; the table above holds the same numbers."
+    label = "Share of the teacher's figures that each student keeps; the table holds the same numbers."
     return Chart(title="", drawing=charts.kept([eval_text.label(one) for one in figures], rows, label), caption=label)
 
 
@@ -209,7 +209,7 @@ def _times(report: EvalReport, facts: Facts, titles: Sequence[str]) -> Times | N
     if len(points) > 1:
         axis = f"{TIMES}, share of the teacher's" if relative else f"{TIMES}, ms ({known[0][1].way})"
         what = _quality(report, 0)[0]
-        label = f"{what} against {axis}; the table below holds the same numbers."
+        label = f"{what} against {axis}; the table holds the same numbers."
         drawing = charts.scattered("times", points, axis, what, label, log=True)
     lines = [
         (
@@ -250,7 +250,7 @@ def _asked(report: EvalReport, facts: Facts, titles: Sequence[str]) -> tuple[lis
         return None
     scale = [_times_hundred(one) for one in points]
     what = "overlap@10, %" if figure == ALIKE else f"{eval_text.label(figure)} kept, %"
-    label = f"{what.removesuffix(', %')} against answers of the teacher; the table below holds the same numbers."
+    label = f"{what.removesuffix(', %')} against answers of the teacher; the table holds the same numbers."
     return lines, charts.scattered("asked", scale, "answers of the teacher", what, label, log=False)
 
 

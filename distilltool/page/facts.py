@@ -20,8 +20,8 @@ UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSErr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
-    """One way in which a model was timed when it was exported. speedup: over the teacher in the same measurement, None
-    where that was not timed; session: which measurement it was."""
+    """A time from a model's export. way: device, threads and batch; speedup: over the teacher in the same measurement,
+    None where that was not timed; session: which measurement it was."""
 
     way: str
     p50_ms: float
@@ -149,7 +149,7 @@ def _teacher_time(session: str) -> Timed | None:
 def _time(one: Mapping[str, Any], report: Path) -> Timed:
     faster = one.get("speedup")
     return Timed(
-        way=f"{one['device']}, {one['threads']} thread{'' if one['threads'] == 1 else 's'}, batch {one['batch']}",
+        way=f"{one['device']}:{one['threads']}, batch {one['batch']}",
         p50_ms=float(one["p50_ms"]),
         speedup=None if faster is None else Speedup(**{key: float(faster[key]) for key in ("value", "low", "high")}),
         session=str(report.resolve()),

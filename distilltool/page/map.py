@@ -80,7 +80,7 @@ def _drawn(
     else:
         pairs = zip(made.task.query[order].tolist(), firsts.tolist(), strict=True)
         hits = np.array([first >= 0 and bool(right(made, query, first)) for query, first in pairs])
-        said = [f"AP {value:.2f}" for value in values[MAIN][order]] if MAIN in values else [""] * len(order)
+        said = [_precision(value) for value in values[MAIN][order]] if MAIN in values else [""] * len(order)
     with svg.drawing():
         figure = Figure(figsize=(WIDE, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -91,7 +91,7 @@ def _drawn(
             axes.scatter(
                 flat_N2[chosen, 0],
                 flat_N2[chosen, 1],
-                s=34 if len(order) < CROWD else 18,
+                s=(34 if len(order) < CROWD else 18) * (1.7 if form == "X" else 1),
                 marker=form,
                 c=colour,
                 linewidths=0.5,
@@ -106,6 +106,10 @@ def _drawn(
         label = f"Map of {len(order):,} queries as {titles[place]} sees them; {int(hits.sum()):,} of them are found."
         drawing = svg.inline(figure, f"map{place}", label, notes)
     return Map(model=place, drawing=drawing, share=share, points=len(order), found=int(hits.sum()))
+
+
+def _precision(value: float) -> str:
+    return f"AP {value:.2f}" if np.isfinite(value) else "nothing to find"
 
 
 def _note(made: Evaluation, query: int, first: int, at: int, said: str) -> dict[str, str]:

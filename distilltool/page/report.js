@@ -2,6 +2,7 @@
 {
   // Hover and arrow keys in the maps: the image under the pointer, and its class, light up in all of them.
   const maps = document.getElementById("maps"), said = document.getElementById("pointed");
+  const nothing = said ? said.textContent : "";
   const marks = maps ? [...maps.querySelectorAll("use[data-i]")] : [];
   let at = -1;
   const point = (mark) => {
@@ -11,7 +12,7 @@
       one.classList.toggle("this", Boolean(mark) && one.dataset.i === mark.dataset.i);
       one.classList.toggle("class", Boolean(mark) && mark.dataset.c !== "" && one.dataset.c === mark.dataset.c);
     }
-    said.textContent = mark ? mark.querySelector("title").textContent : "\u00a0";
+    said.textContent = mark ? mark.querySelector("title").textContent : nothing;
   };
   if (maps) {
     maps.addEventListener("pointerover", (event) => {
