@@ -67,7 +67,7 @@ def _drawn(
 def kept(figures: Sequence[str], models: Sequence[tuple[str, Sequence[Interval | None]]], label: str) -> Markup:
     """What each student keeps, in per cent of the teacher's, with intervals; a row for each figure."""
     with svg.drawing():
-        figure, axes = _figure(0.9 + 0.26 * len(figures) * max(1, 0.55 * len(models)) + 0.2 * len(models))
+        figure, axes = _figure(0.7 + max(0.3, 0.17 * len(models)) * len(figures) + 0.19 * len(models))
         for place, (name, values) in enumerate(models, 1):
             for row, value in enumerate(values):
                 if value is None:
@@ -115,7 +115,7 @@ def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, la
                 fmt=marker(one.place),
                 color=colour(one.place),
                 markersize=7,
-                markerfacecolor=colour(one.place) if one.front else svg.PAPER,
+                markerfacecolor=colour(one.place) if one.front or not front else svg.PAPER,
                 linewidth=1.6,
                 label=clipped(one.name, 40),
             )

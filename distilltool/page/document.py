@@ -93,6 +93,7 @@ def render(made: Evaluation, facts: Facts) -> str:
         alike=map.SHARE,
         curves=_curves(facts, titles),
         tables=[(title, one.curve) for title, one in zip(titles, facts.models, strict=True) if one.curve][:CURVES],
+        trained=sum(one.curve is not None for one in facts.models),
         worst=_worst(report, titles),
         said=facts.said,
         model_facts=[(title, one.said) for title, one in zip(titles, facts.models, strict=True)],
