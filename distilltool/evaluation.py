@@ -45,6 +45,19 @@ class Evaluation:
     labels: tuple[str, ...] | None
     models: tuple[Measured, ...]
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether anything says what is right."""
+        return bool(self.models[0].values)
+
+    def name(self, row: int) -> str:
+        """An image's name; what stands in the gallery as a vector alone has none."""
+        return self.names[row] if row < len(self.names) else "a distractor"
+
+    def label(self, row: int) -> str | None:
+        """An image's label, None where there are none."""
+        return self.labels[row] if self.labels is not None and row < len(self.names) else None
+
 
 def completed(
     report: EvalReport,
@@ -99,10 +112,11 @@ def main_figure(report: EvalReport) -> str:
 
 
 def right(made: Evaluation, query: int, row: int) -> bool | None:
-    """Whether an image answers a query, both by their rows; None where nothing says so."""
-    if made.task.labels is None:
+    """Whether an image answers the query of that place; None where nothing says so."""
+    labels = made.task.labels
+    if labels is None:
         return None
-    return bool(made.task.labels[query] == made.task.labels[row])
+    return row < len(labels) and bool(labels[made.task.query[query]] == labels[row])
 
 
 def ranked(made: Evaluation, at: int) -> NDArray[np.int64]:
@@ -131,11 +145,11 @@ def _worst(made: Evaluation, at: int) -> list[WorstQuery]:
             model=model.name,
             at=at,
             path=made.names[made.task.query[query]],
-            label=None if made.labels is None else made.labels[made.task.query[query]],
+            label=made.label(made.task.query[query]),
             figure=figure,
             value=float(model.values[figure][query]),
             teacher=float(teacher.values[figure][query]) if figure in teacher.values else None,
-            first=made.names[first] if first >= 0 else "",
+            first=made.name(first) if first >= 0 else "",
         )
         for query, first in zip(queries.tolist(), firsts.tolist(), strict=True)
     ]

@@ -380,6 +380,7 @@ def test_training_is_what_the_log_says(labelled: Made, tmp_path: Path) -> None:
     assert known(labelled, run).models[1].curve is None
 
 
+@pytest.mark.slow
 def test_the_page_is_small_whatever_it_shows(work: Path) -> None:
     """Many models, classes and noisy pictures stay below the limit."""
     rng = np.random.default_rng(0)
@@ -427,6 +428,20 @@ def test_a_set_with_hardly_anything_in_it_has_a_page(each: int, work: Path, tmp_
     assert ("No query has another image of its class" in html) == (each == 1)
     assert ('<h2 id="map">' in html) == (each == 1)
     assert not re.search(r"\bnan\b", re.sub(r"data:image[^\"]+", "", html), re.IGNORECASE)
+
+
+def test_vectors_without_images_are_named_and_not_pictured(labelled: Made) -> None:
+    """Distractors stand in the gallery behind all images; here each is the first query's own vector."""
+    made = labelled.evaluation
+    count = len(made.files)
+    models = tuple(
+        replace(one, vectors=np.concatenate([one.vectors, np.repeat(one.vectors[:1], 3, axis=0)]))
+        for one in made.models
+    )
+    task = replace(made.task, gallery=np.concatenate([made.task.gallery, np.arange(count, count + 3)]))
+    html = replace(labelled, evaluation=replace(made, task=task, models=models)).html()
+    assert "class0/photo0000.png, class0; AP" in html and "; first: a distractor</title>" in html
+    assert re.search(r'aria-label="a distractor, miss">no picture<', html)
 
 
 def test_what_draws_the_page_is_asked_for_before_the_teacher(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def render(made: Evaluation, facts: Facts) -> str:
         differences=_differences(report, titles),
         pair_count=len({one.at for one in report.differences}),
         grids=[(titles[grid.model], grid) for grid in grids.grids(made)],
-        labelled=made.task.labels is not None,
+        labelled=made.is_judged,
         times=_times(report, facts, titles),
         asked=_asked(report, facts, titles),
         classes=_classes(report)[:ROWS],

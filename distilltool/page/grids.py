@@ -67,7 +67,7 @@ def grids(made: Evaluation) -> list[Grid]:
     plain = [_grid(made, at) for at in range(1, min(len(made.models), 1 + STUDENTS))]
     shown = [picture.row for grid in plain for picture in _pictures(grid)]
     rows = sorted(set(shown))
-    decoded = dict(zip(rows, images.ahead([made.files[row] for row in rows], _small), strict=True))
+    decoded = dict(zip(rows, images.ahead([_file(made, row) for row in rows], _small), strict=True))
     encoded = dict[int, tuple[str, int, int]]()
     for side in SIDES:
         encoded = {row: _encoded(one, side) for row, one in decoded.items()}
@@ -118,8 +118,8 @@ def _rows(made: Evaluation, at: int, queries: NDArray[np.int64]) -> tuple[Row, .
                 figure=figure,
                 value=float(value[query]),
                 teacher_value=None if theirs is None else float(theirs[query]),
-                teacher=_answers(made, row, by_teacher[place], by_student[place]),
-                student=_answers(made, row, by_student[place], by_teacher[place]),
+                teacher=_answers(made, query, by_teacher[place], by_student[place]),
+                student=_answers(made, query, by_student[place], by_teacher[place]),
             )
         )
     return tuple(rows)
@@ -136,16 +136,21 @@ def _hit(made: Evaluation, query: int, row: int, others: NDArray[np.int64]) -> b
 
 
 def _picture(made: Evaluation, row: int, hit: bool | None) -> Picture:
-    label = None if made.labels is None else made.labels[row]
-    return Picture(row=row, name=made.names[row], label=label, source="", width=1, height=1, hit=hit)
+    return Picture(row=row, name=made.name(row), label=made.label(row), source="", width=1, height=1, hit=hit)
 
 
 def _pictures(grid: Grid) -> list[Picture]:
     return [one for group in grid.groups for row in group.rows for one in (row.query, *row.teacher, *row.student)]
 
 
-def _small(file: Path) -> Image.Image | str:
-    """A file at the largest side that is shown, or why it cannot be read."""
+def _file(made: Evaluation, row: int) -> Path | None:
+    return made.files[row] if row < len(made.files) else None
+
+
+def _small(file: Path | None) -> Image.Image | str:
+    """A file at the largest side that is shown, or why it cannot be."""
+    if file is None:
+        return "is known by its vector alone"
     image = images.decode(file, max(SIDES))
     if not isinstance(image, str):
         image.thumbnail((max(SIDES), max(SIDES)))

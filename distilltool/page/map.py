@@ -43,7 +43,7 @@ def maps(made: Evaluation, titles: Sequence[str]) -> list[Map]:
 
 
 def _class(made: Evaluation, query: int) -> str:
-    return "" if made.labels is None else made.labels[made.task.query[query]]
+    return made.label(made.task.query[query]) or ""
 
 
 def principal(vectors_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
@@ -73,12 +73,12 @@ def _drawn(
 ) -> Map:
     values = made.models[place].values
     firsts = found(made, place, order, 1)[:, 0]
-    if made.task.labels is None:
+    if not made.is_judged:
         alike = values.get(ALIKE, np.ones(len(made.task.query)))[order]
         hits = alike >= SHARE
         said = [f"{100 * value:.0f} % of the teacher's nearest" for value in alike] if place else [""] * len(order)
     else:
-        pairs = zip(made.task.query[order].tolist(), firsts.tolist(), strict=True)
+        pairs = zip(order.tolist(), firsts.tolist(), strict=True)
         hits = np.array([first >= 0 and bool(right(made, query, first)) for query, first in pairs])
         said = [_precision(value) for value in values[MAIN][order]] if MAIN in values else [""] * len(order)
     with svg.drawing():
@@ -113,11 +113,8 @@ def _precision(value: float) -> str:
 
 
 def _note(made: Evaluation, query: int, first: int, at: int, said: str) -> dict[str, str]:
-    row = made.task.query[query]
-    of = f", {clipped(made.labels[row], 40)}" if made.labels is not None else ""
-    nearest = f"; first: {clipped(made.names[first], 60)}" if first >= 0 else ""
-    return {
-        "title": f"{clipped(made.names[row], 60)}{of}{'; ' if said else ''}{said}{nearest}",
-        "data-i": str(at),
-        "data-c": clipped(made.labels[row], 40) if made.labels is not None else "",
-    }
+    row = int(made.task.query[query])
+    label = clipped(made.label(row) or "", 40)
+    of, figure = f", {label}" if label else "", f"; {said}" if said else ""
+    nearest = f"; first: {clipped(made.name(first), 60)}" if first >= 0 else ""
+    return {"title": f"{clipped(made.name(row), 60)}{of}{figure}{nearest}", "data-i": str(at), "data-c": label}
