@@ -232,6 +232,7 @@ def bundle(run_dir: Path, work: Path) -> Path:
 @pytest.mark.slow
 def test_eval_writes_a_page_of_a_run_and_of_its_file(bundle: Path, run_dir: Path, work: Path, tmp_path: Path) -> None:
     """Curves from the run's log, times from the bundle's report; what each query got lies in the run."""
+    pytest.importorskip("matplotlib", reason="the page needs distilltool[report]")
     words = [str(run_dir), str(bundle / "student.onnx"), "--data", str(work / "labelled"), *PRE_FLAGS]
     words += ["--store", str(work / "eval.sqlite"), "--html", str(tmp_path / "page.html")]
     code, _, said = run(work, "eval", *words)

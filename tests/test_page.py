@@ -16,6 +16,8 @@ from browser import browsing
 from builders import class_folders, drawn, onnx_teacher, photo_folder
 from PIL import Image
 
+pytest.importorskip("matplotlib", reason="the page needs distilltool[report]")
+
 import distilltool
 from distilltool import page
 from distilltool.errors import DistillError

@@ -9,7 +9,11 @@
     at = mark ? Number(mark.dataset.i) : -1;
     maps.classList.toggle("dim", Boolean(mark));
     for (const one of marks) {
-      one.classList.toggle("this", Boolean(mark) && one.dataset.i === mark.dataset.i);
+      const here = Boolean(mark) && one.dataset.i === mark.dataset.i;
+      const [x, y] = [Number(one.getAttribute("x")), Number(one.getAttribute("y"))];
+      if (here) one.setAttribute("transform", `translate(${x} ${y}) scale(2.2) translate(${-x} ${-y})`);
+      else one.removeAttribute("transform");
+      one.classList.toggle("this", here);
       one.classList.toggle("class", Boolean(mark) && mark.dataset.c !== "" && one.dataset.c === mark.dataset.c);
     }
     said.textContent = mark ? mark.querySelector("title").textContent : nothing;
