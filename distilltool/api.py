@@ -56,7 +56,7 @@ from distilltool.report import (
     VerifyReport,
     to_json,
 )
-from distilltool.rundir import RunDir, open_run, read_json, write_json
+from distilltool.rundir import RunDir, open_run, read_json, write_json, write_text
 from distilltool.sources import AUTO, asked, open_source
 from distilltool.stages import query as query_stage
 from distilltool.target import PARETO
@@ -368,6 +368,9 @@ def evaluate(
     ambiguous: str | None = None,
     timeout: float = TIMEOUT,
     gates: Sequence[str] = (),
+    html: str | Path | None = None,
+    csv: str | Path | None = None,
+    markdown: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs and ONNX files beside the teacher on class folders, a CSV, plain images, or a benchmark.
@@ -378,12 +381,22 @@ def evaluate(
     answers about these images, apart from the one that distillation is budgeted in.
     max_cost, price_per_query, ambiguous, timeout: as in `query`. gates: what each student must reach, e.g.
     `retention.map>=0.9`, see `distilltool.quality_gate`; the report says which hold.
+    html: file for a page with tables, charts and pictures; needs `pip install distilltool[report]`. csv: file for the
+    figures; those of every query go into another beside it, NAME.queries.csv. markdown: file that tables are appended
+    to. What each query got is also kept in the `evaluations` folder of every run.
     """
-    from distilltool import datasets, quality_gate
+    from distilltool import datasets, eval_text, quality_gate
+    from distilltool.evaluation import alone
     from distilltool.stages import evaluate as stage
 
     limits = [quality_gate.parse(one) for one in gates]
+    for file in (html, csv, markdown):
+        if file is not None:
+            _check_writable(Path(file))
+    if html is not None:
+        from distilltool import page
 
+        page.check()
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
@@ -425,14 +438,23 @@ def evaluate(
         stage.Entry(model=one, dims=_dims(one, runs.get(str(path))))
         for path, one in zip(models, embedders, strict=True)
     ]
-    report = stage.evaluate(entries, dataset, known, str(data), watch)
-    for model, run in zip(report.models[1:], [runs.get(str(path)) for path in models], strict=True):
-        if run is not None:
-            alone = replace(report, models=(report.models[0], model))
-            place = hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]
-            write_json(run.evaluations / f"{Path(data).stem[:NAME]}-{place}.json", to_json(alone))
-    judged = tuple(quality_gate.judge(one, model) for one in limits for model in report.models[1:])
-    return replace(report, gates=judged)
+    made = stage.evaluate(entries, dataset, known, str(data), watch)
+    place = f"{Path(data).stem[:NAME]}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
+    for at, path in enumerate(models, 1):
+        if (run := runs.get(str(path))) is not None:
+            write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
+            write_text(run.evaluations / f"{place}.queries.csv", eval_text.queries(made, [0, at]))
+    judged = tuple(quality_gate.judge(one, model) for one in limits for model in made.report.models[1:])
+    made = replace(made, report=replace(made.report, gates=judged))
+    if csv is not None:
+        write_text(Path(csv), eval_text.as_csv(made.report))
+        write_text(Path(csv).with_suffix(".queries.csv"), eval_text.queries(made, range(len(made.models))))
+    if markdown is not None:
+        with Path(markdown).open("a", encoding="utf-8") as summary:
+            summary.write(eval_text.markdown(made.report))
+    if html is not None:
+        page.write(Path(html), made, asked, [runs.get(str(path)) or Path(path) for path in models])
+    return made.report
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distilltool.names import printable
+from distilltool.names import in_markdown, printable
 from distilltool.report import BenchReport, BenchRun
 
 HEADS = ("model", "on", "batch", "p50 ms", "p90 ms", "per s", "time ÷ baseline's")
@@ -62,12 +62,12 @@ def markdown(report: BenchReport) -> str:
     """The same figures for a job's summary."""
     lines = [_cells(HEADS), _cells(["---", "---", *["---:"] * (len(HEADS) - 2)]), *map(_cells, rows(report)), ""]
     if report.verdict is not None:
-        lines += [f"**{report.verdict}**: {_escaped(report.why)}", ""]
+        lines += [f"**{report.verdict}**: {in_markdown(report.why)}", ""]
     for gate in report.gates:
         way = f"{gate.device}:{gate.threads}, batch {gate.batch}"
-        lines.append(f"- `{gate.gate}` **{gate.outcome}** ({way}): {_escaped(gate.why)}")
-    lines += [f"- {_escaped(line)}" for line in details(report)]
-    lines.append(f"- {_escaped(str(report.machine.get('cpu')))}, load {report.machine.get('load_1min')}")
+        lines.append(f"- `{gate.gate}` **{gate.outcome}** ({way}): {in_markdown(gate.why)}")
+    lines += [f"- {in_markdown(line)}" for line in details(report)]
+    lines.append(f"- {in_markdown(str(report.machine.get('cpu')))}, load {report.machine.get('load_1min')}")
     return "\n".join(lines) + "\n\n"
 
 
@@ -88,9 +88,4 @@ def action(report: BenchReport) -> list[dict[str, Any]]:
 
 
 def _cells(cells: Any) -> str:
-    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
-
-
-def _escaped(text: str) -> str:
-    """A text of others within Markdown."""
-    return "".join(f"\\{char}" if char in "\\|*_`<>[]" else char for char in printable(text))
+    return f"| {' | '.join(in_markdown(cell) for cell in cells)} |"

@@ -445,6 +445,24 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a page with tables, charts and pictures, one file that needs no network "
+            "(pip install 'distilltool\\[report]').",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the figures, and beside them those of each query.", show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the tables to a file.", show_default=False)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -471,6 +489,9 @@ def evaluate(
             ambiguous=ambiguous,
             timeout=timeout,
             gates=gate or (),
+            html=html,
+            csv=csv,
+            markdown=markdown,
             progress=show,
         )
 

@@ -24,7 +24,8 @@ CONVENTIONS = {
     f"× {SPEARMAN_GALLERY} gallery images, drawn once",
     "self": "a query in the gallery is never its own answer; queries without a positive leave the label metrics",
     "ties": "equal similarities, float32, stand in the order of the images",
-    "interval": f"95 % percentile bootstrap over queries, {RESAMPLES} resamples; retention resamples both models alike",
+    "interval": f"95 % percentile bootstrap over queries, {RESAMPLES} resamples; retention and "
+    "differences resample both models alike",
 }
 
 
@@ -243,6 +244,14 @@ def ratio(model_Q: NDArray[np.float64], teacher_Q: NDArray[np.float64], seed: in
         low=float(np.quantile(ratios, 0.025)),
         high=float(np.quantile(ratios, 0.975)),
     )
+
+
+def difference(model_Q: NDArray[np.float64], other_Q: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Mean over queries of one less the other, both resampled alike, with its 95 % bootstrap interval.
+
+    A query that is NaN in either is left out of both.
+    """
+    return interval(model_Q - other_Q, seed)
 
 
 def _resampled(values_QM: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

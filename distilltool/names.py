@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+LABELS = {"map": "mAP", "mp": "mP", "recall": "R", "ndcg": "nDCG", "ns": "N-S", "spearman": "Spearman"}  # no cut
+
 
 def printable(text: str) -> str:
     """A text without control, direction and invalid characters; the last are how Python keeps bytes that are no
@@ -22,3 +24,15 @@ def json_text(values: Any, *, indent: int | None = None, allow_nan: bool = True)
 def headline(metrics: Iterable[str]) -> list[str]:
     """Of the figures that a protocol reports those that stand for the others."""
     return [name for name in metrics if name.partition("-")[0] in ("map", "map@100", "ns", "recall@1")]
+
+
+def titled(name: str) -> str:
+    """A figure as people know it: mAP@R, R@10, mAP medium."""
+    base, _, level = name.partition("-") if name != "r-precision" else (name, "", "")
+    measure, at, cut = base.partition("@")
+    return f"{LABELS.get(measure, measure)}{at}{'R' if cut == 'r' else cut} {level}".rstrip()
+
+
+def in_markdown(text: str) -> str:
+    """A text of others within Markdown, where none of its characters means anything."""
+    return "".join(f"\\{char}" if char in "\\|*_`<>[]" else char for char in printable(text))

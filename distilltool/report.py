@@ -221,9 +221,46 @@ class EvalGate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One model less another in a figure, paired over the queries. at: their places in `models`."""
+
+    model: str
+    other: str
+    at: tuple[int, int]
+    figure: str
+    difference: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorstQuery:
+    """A query that a student answers badly. at: the student's place in `models`; path: seen from the data's folder;
+    figure: what it is judged by, "map", or "overlap@10" where there are no labels; teacher: the same of the teacher's
+    answer, None for an overlap with it; first: the path that the student ranks first."""
+
+    model: str
+    at: int
+    path: str
+    label: str | None
+    figure: str
+    value: float
+    teacher: float | None
+    first: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassReport:
+    """The mAP of the queries of one class. models: in the order of the report's."""
+
+    label: str
+    queries: int
+    models: tuple[Interval, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
     """What `eval` found. models[0] is the teacher. conventions: how each figure is defined. gates: each on every model
-    but the teacher."""
+    but the teacher. differences: of every two models; worst: the worst queries of each student, the worst first;
+    classes: by name, none without labels; verdict: a sentence for each student."""
 
     data: str
     queries: int
@@ -235,6 +272,10 @@ class EvalReport:
     conventions: dict[str, str]
     seconds: float
     gates: tuple[EvalGate, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    worst: tuple[WorstQuery, ...] = ()
+    classes: tuple[ClassReport, ...] = ()
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,11 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
-from distilltool.names import headline, json_text, printable
+from distilltool.names import headline, json_text, printable, titled
 
 SKIPPED_SHOWN = 5
 BAR = 10  # characters of a whole bar
-LABELS = {"map": "mAP", "mp": "mP", "recall": "R", "ndcg": "nDCG", "ns": "N-S", "spearman": "Spearman"}  # no cut
 SILENCE = 20.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -335,24 +334,28 @@ class Show:
             table.add_column(_safe(model.name), justify="right", overflow="fold")
         for name in teacher.metrics:
             cells = [_interval(one.metrics[name]) for one in found.models]
-            table.add_row(_label(name), *cells)
+            table.add_row(titled(name), *cells)
         main = headline(teacher.metrics)
         for name in main:
-            table.add_row(f"{_label(name)} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+            table.add_row(f"{titled(name)} kept", "", *(f"[bold]{_percent(s.retention[name])}[/]" for s in students))
+        gaps = {(one.at, one.figure): one.difference for one in found.differences}
+        for name in [one for one in main[:1] if not one.startswith("ns")]:
+            points = (_points(gaps[(at, 0), name]) for at in range(1, len(found.models)))
+            table.add_row(f"{titled(name)} − teacher's, points", "", *points)
         for name in ("overlap@10", "spearman"):
-            table.add_row(_label(name), "", *(_interval(s.fidelity[name]) for s in students))
+            table.add_row(titled(name), "", *(_interval(s.fidelity[name]) for s in students))
         for dim in sorted({int(dim) for one in students for dim in one.nested}, reverse=True):
             at = [one.nested.get(str(dim)) for one in students]
             for name in main[:1]:
                 kept = (f"[bold]{_percent(one.retention[name])}[/]" if one else "–" for one in at)
-                table.add_row(f"{_label(name)} kept, first {dim:,}", "", *kept)
+                table.add_row(f"{titled(name)} kept, first {dim:,}", "", *kept)
             table.add_row(
                 f"overlap@10, first {dim:,}", "", *(_interval(one.fidelity["overlap@10"]) if one else "–" for one in at)
             )
         for name in (*main, "overlap@10"):  # the students' queries put to the teacher's gallery
             across = [(s.asymmetric or {}).get(name) for s in students]
             if any(across):
-                table.add_row(f"{_label(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
+                table.add_row(f"{titled(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._skipped(found.skipped)
         for gate in found.gates:
@@ -411,7 +414,7 @@ class Show:
         said = []
         for key in headline(student["metrics"]):
             ours, theirs = (_figure(one["metrics"][key]["value"]) for one in (student, teacher))
-            said.append(f"{_label(key)} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")
+            said.append(f"{titled(key)} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")
         said.append(f"overlap@10 {_figure(student['fidelity']['overlap@10']['value'])}")
         self._console.print(f"{data}: " + "; ".join(said), soft_wrap=False)
 
@@ -573,13 +576,6 @@ def _certainty(guess: dict[str, Any]) -> str:
     return f"[green]{guess['best']}[/], {ahead}, from {guess['images']} images in {guess['passes']:,} passes"
 
 
-def _label(name: str) -> str:
-    """A figure as tables have it: mAP@R, R@10, mAP medium."""
-    base, _, level = name.partition("-") if name != "r-precision" else (name, "", "")
-    measure, at, cut = base.partition("@")
-    return f"{LABELS.get(measure, measure)}{at}{'R' if cut == 'r' else cut} {level}".rstrip()
-
-
 def _safe(text: str) -> str:
     """A text of others as it may stand in markup and reach a terminal."""
     return escape(printable(text))
@@ -589,6 +585,12 @@ def _interval(value: Any) -> str:
     if not math.isfinite(value.value):
         return "–"
     return f"{value.value:.3f} ±{(value.high - value.low) / 2:.3f}"
+
+
+def _points(value: Any) -> str:
+    if not math.isfinite(value.value):
+        return "–"
+    return f"{100 * value.value:+.1f} ±{50 * (value.high - value.low):.1f}".replace("-", "−")
 
 
 def _percent(value: Any) -> str:

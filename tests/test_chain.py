@@ -230,6 +230,23 @@ def bundle(run_dir: Path, work: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_eval_writes_a_page_of_a_run_and_of_its_file(bundle: Path, run_dir: Path, work: Path, tmp_path: Path) -> None:
+    """Curves from the run's log, times from the bundle's report; what each query got lies in the run."""
+    pytest.importorskip("matplotlib", reason="the page needs distilltool[report]")
+    words = [str(run_dir), str(bundle / "student.onnx"), "--data", str(work / "labelled"), *PRE_FLAGS]
+    words += ["--store", str(work / "eval.sqlite"), "--html", str(tmp_path / "page.html")]
+    code, _, said = run(work, "eval", *words)
+    assert code == 0 and "mAP − teacher's" in said
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    report = json.loads((bundle / "report.json").read_text())
+    milliseconds = f"{report['variants'][0]['latency'][0]['p50_ms']:.2f}"
+    assert "Training of run" in html and html.count(f">{milliseconds}<") == 2 and "Pareto front" in html
+    [kept] = [path for path in (run_dir / "evaluations").glob("labelled-*.csv")]
+    assert kept.with_name(kept.name.replace(".queries.csv", ".json")).exists()
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 1 + 30
+
+
+@pytest.mark.slow
 def test_the_exported_file_is_one_checked_graph_without_traces_of_this_machine(bundle: Path) -> None:
     wanted = {"card.md", "deploy.py", "report.json", "student.onnx", "golden", "SHA256SUMS"}
     wanted |= {"config.json", "preprocessor_config.json"}

@@ -43,7 +43,11 @@ FLAGS = {
         "--store",
         "--select",
     },
-    "eval": TEACHER_FLAGS | COMMON | TERMS | {"--data", "--teacher", "--protocol", "--store", "--gate"},
+    "eval": TEACHER_FLAGS
+    | COMMON
+    | TERMS
+    | {"--data", "--teacher", "--protocol", "--store", "--gate"}
+    | {"--html", "--csv", "--markdown"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
     | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
@@ -173,7 +177,11 @@ INSPECT = {
 }
 TENSOR = {"name", "shape", "dtype", "role", "why", "layout", "dynamic"}
 EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_queries", "conventions", "seconds"} | {
-    "gates"
+    "gates",
+    "differences",
+    "worst",
+    "classes",
+    "verdict",
 }
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}

@@ -20,7 +20,9 @@ from distilltool import extensions
 from distilltool.cli import app
 
 ROOT = Path(distilltool.__file__).parent
-HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "faiss", "numpy", "PIL", "safetensors", "pyarrow")
+HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "faiss", "numpy", "PIL", "safetensors", "pyarrow") + (
+    "matplotlib",
+)
 TORCH_OWNERS = (
     "student.py",
     "train.py",

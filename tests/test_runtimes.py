@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnx
 import pytest
+from browser import browsing
 from numpy.typing import NDArray
 from servers import CACHE, environment
 from test_chain import run_dir, work  # noqa: F401  fixtures
@@ -37,7 +37,6 @@ BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4  # largest difference of a coordinate in float32
 INT8_NEAR = 0.98  # least cosine of 8 bits to those of onnxruntime: runtimes round and sum them differently
 WEB_SECONDS = 120.0
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TYPES = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 ALLOWED = "default-src 'self'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'"  # a page that reaches nothing else
 
@@ -205,26 +204,6 @@ def served(site: Site) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
-
-
-@contextmanager
-def browsing(url: str, profile: Path) -> Iterator[Path]:
-    """A headless browser at `url` that finds no other host; its log."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("there is no Chromium")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile / 'data'}"]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--no-proxy-server"]
-    log = profile / "log.txt"
-    with log.open("wb") as file:
-        words = [browser, *flags, url]
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        yield log
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.parametrize("name", [FLOAT32, INT8])

@@ -12,6 +12,7 @@ from distilltool import images, metrics
 from distilltool.datasets import Dataset
 from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError
+from distilltool.evaluation import Evaluation, Measured, completed
 from distilltool.images import Box
 from distilltool.metrics import Task
 from distilltool.progress import Progress
@@ -40,7 +41,7 @@ class Entry:
     dims: tuple[int, ...] = ()
 
 
-def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str, progress: Progress) -> EvalReport:
+def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str, progress: Progress) -> Evaluation:
     """Measure each model on the images the teacher has answered about, beside the teacher itself."""
     began = time.perf_counter()
     paths = [dataset.paths[row] for row in known.rows]
@@ -62,6 +63,7 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
             asymmetric=None,
         )
     ]
+    measured = [Measured(name=known.name, vectors=known.vectors, values=theirs)]
     for entry in entries:
         vectors = _behind(unit(embed_files(entry.model, paths, progress, boxes)), entry.model.name, dataset)
         if len(vectors) != len(known.vectors):
@@ -69,14 +71,15 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
                 f"{dataset.distractors} has another number of vectors for {entry.model.name} than for {known.name}",
                 "embed the same distractors with each model",
             )
-        whole = _measure(entry.model, vectors, known, task, theirs)
+        whole, values = _measure(entry.model, vectors, known, task, theirs)
+        measured.append(Measured(name=entry.model.name, vectors=vectors, values=values))
         nested = {
-            str(dim): _measure(entry.model, unit(vectors[:, :dim]), known, task, theirs)
+            str(dim): _measure(entry.model, unit(vectors[:, :dim]), known, task, theirs)[0]
             for dim in entry.dims
             if dim < vectors.shape[1]
         }
         reports.append(replace(whole, nested=nested))
-    return EvalReport(
+    report = EvalReport(
         data=data,
         queries=len(task.query),
         gallery=len(task.gallery),
@@ -87,6 +90,9 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
         conventions={**metrics.conventions(dataset.figures if task.is_judged else ()), **dataset.conventions},
         seconds=time.perf_counter() - began,
     )
+    labels = None if dataset.labels is None else [dataset.labels[row] for row in known.rows]
+    root = Path(data) if Path(data).is_dir() else Path(data).parent
+    return completed(report, task, paths, labels, measured, root)
 
 
 def _task(dataset: Dataset, rows: Sequence[int], data: str) -> Task:
@@ -135,11 +141,13 @@ def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> ND
 
 def _measure(
     model: Embedder, vectors: NDArray[np.float32], known: Known, task: Task, theirs: dict[str, NDArray[np.float64]]
-) -> ModelReport:
+) -> tuple[ModelReport, dict[str, NDArray[np.float64]]]:
+    """A model's report, and its figures of each query, (Q,)."""
     ours = _labelled(task, vectors, vectors)
     k = metrics.reach(len(task.gallery))
+    shared = metrics.overlap(task, known.vectors, vectors, k)
     fidelity = {
-        "overlap@10": metrics.interval(metrics.overlap(task, known.vectors, vectors, k)),
+        "overlap@10": metrics.interval(shared),
         "spearman": metrics.interval(metrics.spearman(task, known.vectors, vectors)),
     }
     across = None
@@ -147,7 +155,7 @@ def _measure(
         across = _intervals(_labelled(task, vectors, known.vectors))
         overlap = metrics.overlap(task, known.vectors, vectors, k, model_gallery_ND=known.vectors)
         across["overlap@10"] = metrics.interval(overlap)
-    return ModelReport(
+    report = ModelReport(
         name=model.name,
         dim=vectors.shape[1],
         space=model.space_id,
@@ -156,6 +164,7 @@ def _measure(
         asymmetric=across,
         retention={name: metrics.ratio(ours[name], theirs[name]) for name in ours},
     )
+    return report, {**ours, "overlap@10": shared}
 
 
 def _labelled(

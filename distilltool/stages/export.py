@@ -196,7 +196,8 @@ def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, pro
 
 def _without_paths(report: ExportReport) -> ExportReport:
     """The report as it travels: nothing of the folders it was made in."""
-    evaluations = tuple({**one, "data": Path(one["data"]).name, "skipped": []} for one in report.evaluations)
+    private: dict[str, Any] = {"skipped": [], "worst": [], "classes": []}  # names of files and classes stay here
+    evaluations = tuple({**one, "data": Path(one["data"]).name, **private} for one in report.evaluations)
     return replace(report, bundle=Path(report.bundle).name, evaluations=evaluations)
 
 
