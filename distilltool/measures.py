@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """What some queries found, best first: all of it, or as much as the measure looks at.
+    """Where some queries' positives stand.
 
-    hits: (Q, K) whether a positive stands there. rank: (Q, K) its rank from 1, which neither the query itself nor an
-    ignored image takes part in: 0 for those. positives: (Q,) how many there are, found or not.
+    rank: (Q, P) ranks from 1 of those that were found, rising, then 0; neither the query itself nor an ignored image
+    takes part in the ranking. positives: (Q,) how many there are, found or not.
     """
 
-    hits: NDArray[np.bool_]
     rank: NDArray[np.int64]
     positives: NDArray[np.int64]
+
+    def within(self, last: NDArray[np.int64] | int) -> NDArray[np.bool_]:
+        """Which of the ranks are no lower than the last that counts, (Q, P); last: one for all or (Q,)."""
+        return (self.rank > 0) & (self.rank <= np.reshape(last, (-1, 1)))
 
 
 Values = NDArray[np.float64]
@@ -26,49 +29,45 @@ Values = NDArray[np.float64]
 def average_precision(ranked: Ranked, cut: int | None) -> Values:
     """Rectangle AP: precision at the rank of each positive, over all positives; of those within `cut` alone, over as
     many of them as fit (Google Landmarks v2)."""
-    counted = ranked.hits if cut is None else ranked.hits & (ranked.rank <= cut)
-    most = ranked.positives if cut is None else np.minimum(ranked.positives, cut)
-    return _share((_precision(ranked) * counted).sum(axis=1), most)
+    if cut is None:
+        return _share(_precision(ranked).sum(axis=1), ranked.positives)
+    return _share((_precision(ranked) * ranked.within(cut)).sum(axis=1), np.minimum(ranked.positives, cut))
 
 
 def map_at_r(ranked: Ranked, cut: int | None) -> Values:
     """Rectangle AP cut at R, over R, the number of positives (Musgrave et al. 2020, equation 2)."""
-    counted = ranked.hits & (ranked.rank <= ranked.positives[:, None])
-    return _share((_precision(ranked) * counted).sum(axis=1), ranked.positives)
+    return _share((_precision(ranked) * ranked.within(ranked.positives)).sum(axis=1), ranked.positives)
 
 
 def r_precision(ranked: Ranked, cut: int | None) -> Values:
     """Share of positives among the first R, the number of positives."""
-    return _share((ranked.hits & (ranked.rank <= ranked.positives[:, None])).sum(axis=1), ranked.positives)
+    return _share(ranked.within(ranked.positives).sum(axis=1), ranked.positives)
 
 
 def trapezoid(ranked: Ranked, cut: int | None) -> Values:
     """AP by the trapezoid rule: at each positive the mean of the precision before it and at it, over all positives
     (Oxford5k's compute_ap, Radenovic et al. 2018)."""
-    found = np.cumsum(ranked.hits, axis=1)
-    before = np.where(ranked.rank > 1, (found - 1) / np.maximum(ranked.rank - 1, 1), 1.0)
-    area = (before + _precision(ranked)) / 2
-    return _share((area * ranked.hits).sum(axis=1), ranked.positives)
+    before = np.where(ranked.rank > 1, np.arange(ranked.rank.shape[1]) / np.maximum(ranked.rank - 1, 1), 1.0)
+    area = np.where(ranked.rank > 0, before + _precision(ranked), 0.0) / 2
+    return _share(area.sum(axis=1), ranked.positives)
 
 
 def mean_precision(ranked: Ranked, cut: int | None) -> Values:
     """Share of positives among the first k, or as far as the last positive where that comes before (mP@k of
     Radenovic et al. 2018)."""
-    last = np.where(ranked.hits, ranked.rank, 0).max(axis=1, initial=0)
-    within = np.minimum(last, cut or 1)
-    hits = (ranked.hits & (ranked.rank <= within[:, None])).sum(axis=1)
-    return np.where(ranked.positives > 0, hits / np.maximum(within, 1), np.nan)
+    last = np.minimum(ranked.rank.max(axis=1, initial=0), cut or 1)
+    hits = ranked.within(last).sum(axis=1)
+    return np.where(ranked.positives > 0, hits / np.maximum(last, 1), np.nan)
 
 
 def recall(ranked: Ranked, cut: int | None) -> Values:
     """Whether at least one positive stands among the first k."""
-    hit = (ranked.hits & (ranked.rank <= (cut or 1))).any(axis=1)
-    return np.where(ranked.positives > 0, hit, np.nan)
+    return np.where(ranked.positives > 0, ranked.within(cut or 1).any(axis=1), np.nan)
 
 
 def ndcg(ranked: Ranked, cut: int | None) -> Values:
     """Sum of 1/log2(rank + 1) over the positives within the cut, over what the best ranking has (Järvelin 2002)."""
-    counted = ranked.hits if cut is None else ranked.hits & (ranked.rank <= cut)
+    counted = ranked.rank > 0 if cut is None else ranked.within(cut)
     gain = np.where(counted, 1 / np.log2(np.maximum(ranked.rank, 1) + 1), 0.0).sum(axis=1)
     most = ranked.positives if cut is None else np.minimum(ranked.positives, cut)
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, most.max(initial=0) + 2)))])
@@ -77,8 +76,7 @@ def ndcg(ranked: Ranked, cut: int | None) -> Values:
 
 def ns_score(ranked: Ranked, cut: int | None) -> Values:
     """How many of the four of an object stand among the first four, the query itself counted first (Nister 2006)."""
-    others = (ranked.hits & (ranked.rank <= 3)).sum(axis=1)
-    return np.where(ranked.positives > 0, 1.0 + others, np.nan)
+    return np.where(ranked.positives > 0, 1.0 + ranked.within(3).sum(axis=1), np.nan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,9 +149,9 @@ CUT_MAP = "rectangle AP of the first k ranks, over the number of positives or k,
 
 
 def _precision(ranked: Ranked) -> Values:
-    """Precision at each place, (Q, K); 0 where nothing is counted."""
-    found: Values = np.cumsum(ranked.hits, axis=1) / np.maximum(ranked.rank, 1)
-    return found
+    """Precision at the rank of each positive, (Q, P); 0 where there is none."""
+    found = np.arange(1, ranked.rank.shape[1] + 1) / np.maximum(ranked.rank, 1)
+    return np.where(ranked.rank > 0, found, 0.0)
 
 
 def _share(part: NDArray[np.float64] | NDArray[np.int64], whole: NDArray[np.float64] | NDArray[np.int64]) -> Values:

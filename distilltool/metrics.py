@@ -15,6 +15,7 @@ RESAMPLES = 1000
 NEIGHBOURS = 10
 BLOCK = 512  # queries whose ranking is held at once, fewer where it is long
 PLACES = 1 << 23  # of the rankings that are held at once
+SCORES = 1 << 26  # of whole galleries that are held at once
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
 SPEARMAN_GALLERY = 5000
 CONVENTIONS = {
@@ -74,13 +75,20 @@ def labelled(
     relevance = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
     depth = _depth(task, relevance)
     queries_QD, gallery, itself = query_ND[task.query], Gallery(gallery_ND[task.gallery]), task.itself
-    step = max(1, min(BLOCK, PLACES // max(depth, 1)))
+    whole = depth == len(task.gallery) and bool(task.truth)  # few positives: their ranks are counted, nothing is sorted
+    step = max(1, SCORES // depth if whole else min(BLOCK, PLACES // depth))
     parts: dict[str, list[NDArray[np.float64]]] = {figure.name: [] for figure in task.figures}
     for at in range(0, len(task.query), step):
         block = slice(at, at + step)
-        found = gallery.nearest(queries_QD[block], depth, itself[block]).ids
+        if whole:
+            scores_QG = gallery.scores(queries_QD[block])
+        else:
+            found_QK = gallery.nearest(queries_QD[block], depth, itself[block]).ids
         for level, judge in relevance.items():
-            ranked = judge.ranked(found, block)
+            if whole and isinstance(judge, _ByList):
+                ranked = judge.counted(scores_QG, block)
+            else:
+                ranked = judge.ranked(found_QK, block)
             for figure in task.figures:
                 if figure.level == level:
                     parts[figure.name].append(MEASURES[figure.measure].of(ranked, figure.cut))
@@ -98,34 +106,58 @@ class _ByLabel:
 
     def ranked(self, found_QK: NDArray[np.int64], block: slice) -> Ranked:
         """Places in the gallery that some queries found, judged."""
-        there = found_QK >= 0
-        hits = (self.gallery[np.maximum(found_QK, 0)] == self.query[block][:, None]) & there
-        rank = np.where(there, np.arange(1, found_QK.shape[1] + 1), 0)
-        return Ranked(hits=hits, rank=rank, positives=self.positives[block])
+        hits = (self.gallery[np.maximum(found_QK, 0)] == self.query[block][:, None]) & (found_QK >= 0)
+        return Ranked(
+            rank=_closed_up(np.where(hits, np.arange(1, found_QK.shape[1] + 1), 0)), positives=self.positives[block]
+        )
 
 
 class _ByList:
     """Right is what is listed; the ranking closes up where images are ignored."""
 
     def __init__(self, task: Task, truth: Truth) -> None:
-        self.rows, self.truth = task.gallery, truth
-        inside = [
-            np.setdiff1d(np.intersect1d(one, task.gallery), own)
-            for one, own in zip(truth.positives, task.query, strict=True)
-        ]
-        self.lists = tuple(zip(inside, truth.ignored, strict=True))
-        self.positives = np.array([len(one) for one in inside], np.int64)
-        self.ignored = max((len(one) for one in truth.ignored), default=0)
+        place = np.full(max(int(rows.max(initial=0)) for rows in (task.gallery, task.query)) + 1, -1, np.int64)
+        place[task.gallery] = np.arange(len(task.gallery))
+        self.lists = []
+        for positives, ignored, query in zip(truth.positives, truth.ignored, task.query, strict=True):
+            left_out = place[np.union1d(ignored, query)]
+            right = np.setdiff1d(place[positives], left_out)
+            self.lists.append((right[right >= 0], left_out[left_out >= 0]))
+        self.positives = np.array([len(right) for right, _ in self.lists], np.int64)
+        self.ignored = max((len(left_out) for _, left_out in self.lists), default=0)
 
     def ranked(self, found_QK: NDArray[np.int64], block: slice) -> Ranked:
         """Places in the gallery that some queries found, judged."""
-        there, rows = found_QK >= 0, self.rows[np.maximum(found_QK, 0)]
-        right, kept = np.zeros(found_QK.shape, bool), there.copy()
-        for at, (positives, ignored) in enumerate(self.lists[block]):
-            right[at] = np.isin(rows[at], positives)
-            kept[at] &= ~np.isin(rows[at], ignored)
-        rank = np.where(kept, np.cumsum(kept, axis=1), 0)
-        return Ranked(hits=right & kept, rank=rank, positives=self.positives[block])
+        rank = np.zeros(found_QK.shape, np.int64)
+        for at, (right, left_out) in enumerate(self.lists[block]):
+            kept = (found_QK[at] >= 0) & ~np.isin(found_QK[at], left_out)
+            rank[at] = np.where(np.isin(found_QK[at], right), np.cumsum(kept), 0)
+        return Ranked(rank=_closed_up(rank), positives=self.positives[block])
+
+    def counted(self, scores_QG: NDArray[np.float32], block: slice) -> Ranked:
+        """The ranks of all positives from the scores of the whole gallery: 1, and one for each image that is better."""
+        rank = np.zeros((len(scores_QG), int(self.positives[block].max(initial=0))), np.int64)
+        for at, (right, left_out) in enumerate(self.lists[block]):
+            scores_G = scores_QG[at].copy()
+            scores_G[left_out] = -np.inf
+            rising, mine = np.sort(scores_G), scores_G[right]
+            last = np.searchsorted(rising, mine, "right")
+            better = len(rising) - last
+            for tied in np.flatnonzero(last - np.searchsorted(rising, mine, "left") > 1):
+                better[tied] += np.count_nonzero(
+                    scores_G[: right[tied]] == mine[tied]
+                )  # of equals the lower id is first
+            rank[at, : len(right)] = np.sort(1 + better)
+        return Ranked(rank=rank, positives=self.positives[block])
+
+
+def _closed_up(rank_QK: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ranks in each row that are not 0, and as many 0 behind them as the longest row needs."""
+    rows, places = np.nonzero(rank_QK)
+    counts = np.bincount(rows, minlength=len(rank_QK))
+    closed = np.zeros((len(rank_QK), int(counts.max(initial=0))), np.int64)
+    closed[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = rank_QK[rows, places]
+    return closed
 
 
 def _relevance(task: Task, level: str) -> _ByLabel | _ByList:

@@ -1,6 +1,7 @@
 """Exact nearest neighbours and clusters, by faiss, block by block."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -20,11 +21,21 @@ class Neighbours:
 
 
 class Gallery:
-    """Vectors that are searched again and again; faiss keeps a copy of its own."""
+    """Vectors that are searched again and again; faiss keeps a copy of its own, from the first search on."""
 
     def __init__(self, vectors_GD: NDArray[np.float32]) -> None:
-        self._index = faiss.IndexFlatIP(vectors_GD.shape[1])
-        self._index.add(np.ascontiguousarray(_finite(vectors_GD), np.float32))
+        self._vectors = np.ascontiguousarray(_finite(vectors_GD), np.float32)
+
+    @cached_property
+    def _index(self) -> Any:
+        index = faiss.IndexFlatIP(self._vectors.shape[1])
+        index.add(self._vectors)
+        return index
+
+    def scores(self, queries_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The inner product of each query with all vectors, (Q, G)."""
+        found: NDArray[np.float32] = _finite(queries_QD).astype(np.float32) @ self._vectors.T
+        return found
 
     def nearest(self, queries_QD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None) -> Neighbours:
         """The k rows of largest inner product, ordered by (−score, id).

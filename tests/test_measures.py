@@ -50,6 +50,7 @@ def test_revisitop_s_definition(seed: int, inside: bool, monkeypatch: pytest.Mon
     """AP and mP@k of two levels, queries apart from the gallery or in it, in blocks of a few queries."""
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(metrics, "PLACES", 100)
+    monkeypatch.setattr(metrics, "SCORES", 100)
     vectors = tied(rng, 40)
     query, gallery = np.arange(10), np.arange(0 if inside else 10, 40)
     truths = {level: lists(rng, 10, gallery) for level in ("", "other")}
