@@ -11,6 +11,7 @@ import math
 import pickle
 import pickletools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,5 +218,6 @@ def read_kept(path: Path, keep: Path | None) -> Any:
         return json.loads(kept.read_text("utf-8"))
     except (OSError, ValueError):  # not there, or half written by another program
         found = read_pickle(path)
+    with suppress(OSError, DistillError):  # a folder that is not to be written costs time alone
         write_json(kept, found)
-        return found
+    return found

@@ -166,6 +166,8 @@ def test_it_is_kept_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path.write_bytes(pickle.dumps({"gnd": [], "imlist": [], "qimlist": []}))
     assert read_kept(path, keep)["gnd"] == []
     assert len(list(keep.iterdir())) == 2 and sorted(root.iterdir()) == before
+    (tmp_path / "file").touch()
+    assert read_kept(path, tmp_path / "file")["gnd"] == []  # no folder, nothing kept, read all the same
 
 
 @pytest.mark.parametrize(

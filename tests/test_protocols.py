@@ -112,6 +112,62 @@ def test_revisited_figures(name: str, models: Path, tmp_path: Path) -> None:
     assert "trapezoid" in report.conventions["map"]
 
 
+def answers(name: str, root: Path) -> dict[Path, tuple[set[Path], list[Path]]]:
+    """For each query what is right, and the gallery, as told by names of files and folders rather than by the lists."""
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".jpg")
+    if name == "gldv2":
+        index = [path for path in files if "index" in path.parts]
+        right = {"a": "03", "c": "5"}
+        asks = [path for path in files if "test" in path.parts and path.stem[0] in right]
+        return {ask: ({one for one in index if one.stem[0] in right[ask.stem[0]]}, index) for ask in asks}
+    if name == "inshop":
+        roles = {row.split()[0]: row.split()[2] for row in (root / "Eval/list_eval_partition.txt").open() if "/" in row}
+        files = [path for path in files if roles[path.relative_to(root / "Img").as_posix()] != "train"]
+        found = [path for path in files if roles[path.relative_to(root / "Img").as_posix()] == "gallery"]
+        return {
+            ask: ({one for one in found if one.parent == ask.parent}, found) for ask in files if ask not in set(found)
+        }
+    if name == "cub200":
+        files = [path for path in files if path.parent.name > "100.Z"]
+    label = {
+        "sop": lambda path: path.name.split("_")[0],
+        "cub200": lambda path: path.parent,
+        "ukbench": lambda path: int(path.stem[7:]) // 4,
+    }[name]
+    return {
+        ask: ({one for one in files if one != ask and label(one) == label(ask)}, [one for one in files if one != ask])
+        for ask in files
+    }
+
+
+@pytest.mark.parametrize("name", ["cub200", "gldv2", "inshop", "sop", "ukbench"])
+def test_figures_of_a_benchmark(name: str, models: Path, tmp_path: Path) -> None:
+    """Who is asked about whom, and what is right: the report's figures are those of a loop over the files."""
+    root = LAYOUTS[name](tmp_path / "data")
+    report = measured(models, root)
+    asked = answers(name, root)
+    assert report.queries == len(asked)
+    for model, file in zip(report.models, ("teacher.onnx", "student.onnx"), strict=True):
+        paths = sorted({*asked, *(one for _, found in asked.values() for one in found)})
+        rows = embedded(models / file, [Image.open(path).convert("RGB") for path in paths])
+        vectors = dict(zip(paths, rows, strict=True))
+        each: dict[str, list[float]] = {}
+        for ask, (right, found) in asked.items():
+            ranks = plain.ranking([float(vectors[ask] @ vectors[one]) for one in found])
+            ok = {at for at, one in enumerate(found) if one in right}
+            half = {"a": "-private", "c": "-public"}[ask.stem[0]] if name == "gldv2" else ""
+            each.setdefault("map", []).append(plain.average_precision(ranks, ok))
+            each.setdefault(f"map@100{half}", []).append(plain.average_precision(ranks, ok, 100))
+            each.setdefault("ns", []).append(plain.ns_score(ranks, ok))
+            first = ranks[: len(ok)]
+            each.setdefault("r-precision", []).append(sum(one in ok for one in first) / len(ok))
+            each.setdefault("map@r", []).append(plain.average_precision(first, ok))
+            for k in (1, 2, 4, 8, 10, 20, 30, 100, 1000):
+                each.setdefault(f"recall@{k}", []).append(plain.recall(ranks, ok, k))
+        for figure, value in model.metrics.items():
+            assert value.value == pytest.approx(np.mean(each[figure]), abs=1e-6), figure
+
+
 def test_a_crop_is_another_question(models: Path, tmp_path: Path) -> None:
     """The same file as a whole and in a box: two answers, two queries spent, none asked for twice."""
     root = revisited(tmp_path / "data", "roxford5k")
