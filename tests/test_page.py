@@ -385,12 +385,12 @@ def test_training_is_what_the_log_says(labelled: Made, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_is_small_whatever_it_shows(work: Path) -> None:
     """Many models, classes and noisy pictures stay below the limit."""
-    rng = np.random.default_rng(0)
+    rng, long = np.random.default_rng(0), "of a long name " * 15
     for label in range(100):
-        (work / "many" / f"class {label} of a long name, and longer still").mkdir(parents=True)
+        (work / "many" / f"class {label} {long}").mkdir(parents=True)
         for at in range(2):
             noise = Image.fromarray(rng.integers(0, 256, (112, 112, 3), np.uint8))
-            noise.save(work / "many" / f"class {label} of a long name, and longer still" / f"{at}.png")
+            noise.save(work / "many" / f"class {label} {long}" / f"{at}.png")
     made = evaluated(work, work / "many")
     times = 6
     more = replace(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from distilltool import images
 from distilltool.evaluation import Evaluation, found, main_figure, ranked, right
+from distilltool.page.charts import clipped
 
 FIRST = 5
 EACH = 4  # queries in a group
@@ -18,6 +19,7 @@ STUDENTS = 4
 BUDGET = 1_500_000  # characters of all pictures
 SIDES = (112, 88, 64, 44)
 QUALITY = 62
+NAME = 120  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +138,16 @@ def _hit(made: Evaluation, query: int, row: int, others: NDArray[np.int64]) -> b
 
 
 def _picture(made: Evaluation, row: int, hit: bool | None) -> Picture:
-    return Picture(row=row, name=made.name(row), label=made.label(row), source="", width=1, height=1, hit=hit)
+    label = made.label(row)
+    return Picture(
+        row=row,
+        name=clipped(made.name(row), NAME),
+        label=None if label is None else clipped(label, NAME),
+        source="",
+        width=1,
+        height=1,
+        hit=hit,
+    )
 
 
 def _pictures(grid: Grid) -> list[Picture]:
