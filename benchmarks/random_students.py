@@ -37,7 +37,7 @@ from distilltool.progress import Silent
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.sources import named, open_source
 from distilltool.stages.distill import load_student
-from distilltool.student import FORM, Student, StudentCard, embed, own_space_id
+from distilltool.student import FORM, Student, StudentCard, embed, own_space_id, to_pixels
 from distilltool.students import Start
 from distilltool.students.timm import _library
 from distilltool.teacher import open_teacher
@@ -48,6 +48,7 @@ LENGTHS = (0, 0, 32, 128, 512)  # 0: the features as they are
 MOST = 30e6  # weights
 WRITTEN = ("resnet18", "mobilenetv3_small_050", "efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto")
 TRIES = 20  # draws for one student
+AT_ONCE = 20  # images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +93,9 @@ class Maker:
             break
         else:
             raise RuntimeError(f"no student in {TRIES} draws: {refused}")
-        student = _unlike(Student(backbone, length, bias=bool(rng.integers(2))), seed)
+        student = Student(backbone, length, bias=bool(rng.integers(2)))
         rows, _ = images.load(self.photos, self.teacher.preprocess.at(scaled(self.teacher.preprocess.size, side)))
+        _unlike(student, to_pixels(rows), seed)
         with torch.no_grad():  # as distill does; untrained networks see little else than what is common to all images
             student.centre.copy_(torch.tensor(embed(student, rows, features=True).mean(axis=0)))
         run = RunDir(self.folder / f"run{seed}")
@@ -193,18 +195,29 @@ def _whole_way(run: RunDir, student: Student, card: StudentCard) -> str:
     return "; ".join(str(one) for one in faults)
 
 
-def _unlike(student: Student, seed: int) -> Student:
-    """All that a network begins with alike is made unlike: constants would hide what an export leaves out."""
-    drawing = torch.Generator().manual_seed(seed)
+def _unlike(student: Student, pixels_NCHW: torch.Tensor, seed: int) -> None:
+    """All that a network begins with alike is made unlike: constants would hide what an export leaves out.
+
+    Batch-norm first takes its statistics from images, as training leaves them: with others a deep network sends all
+    images to one place, where float32 cannot tell them apart.
+    """
+    torch.manual_seed(seed)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    norms = [one for one in student.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for one in student.parameters():
             if one.numel() > 1 and bool((one == one.flatten()[0]).all()):
-                one.add_(0.1 * torch.randn(one.shape, generator=drawing))
-        for module in student.modules():
-            if isinstance(module, torch.nn.BatchNorm2d) and module.running_var is not None:
-                module.running_mean.normal_(0, 0.1, generator=drawing)
-                module.running_var.uniform_(0.5, 1.5, generator=drawing)
-    return student.eval().to(memory_format=torch.channels_last)
+                one.add_(0.1 * torch.randn(one.shape))
+        for norm in norms:
+            norm.momentum = None  # the mean of all batches
+            norm.reset_running_stats()
+        for at in range(0, len(pixels_NCHW) if norms else 0, AT_ONCE):
+            student.train()(pixels_NCHW[at : at + AT_ONCE])
+        for norm in norms:
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.add_(0.1 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape))
+                norm.running_var.mul_(torch.empty(norm.running_var.shape).uniform_(0.7, 1.4))
+    student.eval()
 
 
 def _weights_of(name: str) -> int:

@@ -1,6 +1,7 @@
 """A student as an ONNX graph, without traces of the machine it was made on."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
 
+from distilltool.defaults import OPSET
 from distilltool.errors import DistillError
-from distilltool.onnx_file import opset_of
+from distilltool.onnx_file import first_line, opset_of
 from distilltool.student import Student
 
 
@@ -30,21 +33,25 @@ class _Deployed(nn.Module):
 def to_onnx(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelProto:
     """The graph from `images`, (N, H, W, 3) uint8 with N free, to `embedding`, (N, D) float32 of length 1.
 
-    size: height and width. Raises DistillError where the exporter writes another opset.
+    size: height and width. Raises DistillError where the exporter cannot, or writes another opset.
     """
     example = torch.zeros(2, *size, 3, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            _Deployed(student).eval(),
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            external_data=False,
-            input_names=["images"],
-            output_names=["embedding"],
-            dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Deployed(student).eval(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                external_data=False,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        why = first_line(error.__cause__ or error)
+        raise DistillError(f"PyTorch cannot write this student as ONNX ({why})", "choose another --student") from None
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     got = opset_of(model)
@@ -52,6 +59,12 @@ def to_onnx(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelPr
         raise DistillError(f"the exporter wrote opset {got} instead of {opset}", f"use --opset {got}")
     _strip(model)
     return model
+
+
+def check_exports(student: Student, size: tuple[int, int]) -> None:
+    """Raise DistillError where a student could not be exported; it and torch's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        to_onnx(copy.deepcopy(student).cpu(), size, OPSET)
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def _stays(name: str) -> bool:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, cut to one line of bearable length."""
     text = str(error).strip().split("\n")[0]
     return (text[:157] + "...") if len(text) > 160 else text or type(error).__name__

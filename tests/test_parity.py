@@ -7,9 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from builders import onnx_teacher, photo_folder
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+import distilltool
+from distilltool import students
+from distilltool.errors import DistillError
 from distilltool.onnx_export import to_onnx
 from distilltool.preprocess import METADATA_KEY, Preprocess
 from distilltool.stages.export import TOLERANCE, _unproved
@@ -94,3 +98,33 @@ def test_a_student_that_tells_images_apart_is_met_to_the_tolerance(rows: np.ndar
     file = exported(one, tmp_path / "s.onnx")
     assert np.abs(file.embed(rows) - one.embed(rows)).max() < TOLERANCE
     assert _unproved(one, file, rows) == ""
+
+
+class Undecided(Dull):
+    """A network whose way depends on what it sees, which no graph can hold."""
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return super().forward(images_NCHW if images_NCHW.mean() > 0 else -images_NCHW)
+
+
+def test_what_cannot_be_exported_is_one_line_and_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(module=Undecided(1.0), width=32, mean=(0.5,) * 3, std=(0.2,) * 3, start="scratch")
+    with pytest.raises(DistillError, match="cannot write this student as ONNX") as raised:
+        to_onnx(Student(backbone, 0, bias=False), (16, 16), 20)
+    assert "\n" not in str(raised.value)
+    onnx_teacher(tmp_path / "teacher.onnx")
+    photo_folder(tmp_path / "imgs", 40)
+    monkeypatch.setattr(students, "build", lambda spec, start: backbone)
+    with pytest.raises(DistillError, match="cannot write this student as ONNX"):
+        distilltool.distill(
+            tmp_path / "teacher.onnx",
+            tmp_path / "imgs",
+            student="timm:undecided",
+            input_size=16,
+            out=tmp_path / "run",
+            store=tmp_path / "l.sqlite",
+            preprocess=["scale=1/255", "mean=0.5", "std=0.5"],
+        )
+    assert not (tmp_path / "run" / "log.jsonl").exists()

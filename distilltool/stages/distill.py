@@ -15,7 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilltool import aim, images, imported, metrics, objective, reference, ridge, search, sources, students, train
+from distilltool import (
+    aim,
+    images,
+    imported,
+    metrics,
+    objective,
+    onnx_export,
+    reference,
+    ridge,
+    search,
+    sources,
+    students,
+    train,
+)
 from distilltool.augment import embed_plain, embed_view, let_go, plain
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
@@ -150,6 +163,8 @@ def distill(
     mapped_last = objective.mapped_last(recipe)
     trained_by = replace(recipe, space="own") if mapped_last else recipe
     student = _make_student(backbone, trained_by, choice, data, run, progress)
+    if backbone.architecture is None and not run.checkpoint.exists():
+        onnx_export.check_exports(student, size)  # found out now, not after an hour of training
     untrained = None
     if mapped_last:
         untrained, took = _mapped_start(student, choice, data, recipe, run)
