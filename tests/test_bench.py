@@ -1,7 +1,6 @@
 """`bench`: real models in real processes, what is said of them, and how a command ends."""
 
 import json
-import mmap
 import os
 import signal
 import subprocess
@@ -311,15 +310,31 @@ def test_bound_arrays_give_the_same_answer(models: Path) -> None:
     assert np.allclose(binding.copy_outputs_to_cpu()[0], session.run(None, feeds)[0])
 
 
+GROWS = """
+import mmap
+from distilltool import measured
+
+def grown(before):
+    return measured.memory("VmHWM") - before >> 20
+
+measured.forget_peak()
+before = measured.memory("VmHWM")
+with mmap.mmap(-1, 64 << 20) as taken:
+    for at in range(0, len(taken), mmap.PAGESIZE):
+        taken[at] = 1
+    print(grown(before))
+print(grown(before))
+measured.forget_peak()
+print(grown(before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_memory_grows_with_what_is_taken() -> None:
-    """Pages of its own: an array may be given memory that this process freed and still holds."""
-    measured.forget_peak()
-    before = measured.memory("VmHWM")
-    with mmap.mmap(-1, 64 << 20) as taken:
-        taken.write(bytes(64 << 20))
-        assert measured.memory("VmHWM") - before > 48 << 20
-    measured.forget_peak()
-    assert measured.memory("VmHWM") - before < 32 << 20
+    """In a process of its own, as where it is measured: one that has run for long holds memory that it may use again."""
+    done = subprocess.run([sys.executable, "-c", GROWS], capture_output=True, text=True, check=True)
+    within, after, forgotten = map(int, done.stdout.split())
+    assert 60 <= within <= 72 and 60 <= after <= 72 and forgotten < 8
 
 
 def test_linked_weights_are_timed(tmp_path: Path) -> None:
