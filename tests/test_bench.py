@@ -331,7 +331,7 @@ print(grown(before))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_memory_grows_with_what_is_taken() -> None:
-    """In a process of its own, as where it is measured: one that has run for long holds memory that it may use again."""
+    """In a process of its own, as it is measured: one that has run for long holds memory that it may use again."""
     done = subprocess.run([sys.executable, "-c", GROWS], capture_output=True, text=True, check=True)
     within, after, forgotten = map(int, done.stdout.split())
     assert 60 <= within <= 72 and 60 <= after <= 72 and forgotten < 8
