@@ -192,7 +192,10 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     args, began = parsed(), time.perf_counter()
-    results: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "machine": machine.facts()}
+    results: dict[str, Any] = {
+        "command": " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv[1:]),
+        "machine": machine.facts(),
+    }
     with tempfile.TemporaryDirectory() as name:
         base = graph(Path(name) / "base.onnx", LAYERS)
         copy = graph(Path(name) / "copy.onnx", LAYERS)

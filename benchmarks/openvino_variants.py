@@ -86,7 +86,11 @@ def main() -> None:
         )
         print(table[-1])
     if args.json:
-        versions = {"openvino": openvino.__version__, "machine": machine.facts(), "command": " ".join(sys.argv[1:])}
+        versions = {
+            "openvino": openvino.__version__,
+            "machine": machine.facts(),
+            "command": " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv[1:]),
+        }
         args.json.write_text(json.dumps({"images": len(rows), "rows": table, **versions}, indent=1) + "\n")
 
 
