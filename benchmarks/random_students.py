@@ -4,8 +4,8 @@
     python benchmarks/random_students.py --count 5                                    # without files, in a minute
 
 Students are drawn by seed: half from timm's registry (at most 30 M weights), half from ONNX files (those of --models,
-and small timm networks written by both of PyTorch's exporters), cut, narrowed, at random sizes, lengths and seeds; all
-that training would leave random is random, batch-norm's statistics too. Each is put into a finished run, read from
+and small timm networks written by both of PyTorch's exporters), cut, narrowed, at random sizes, lengths and seeds; what
+starts from scratch is made random throughout. Each is put into a finished run, read from
 there, exported (parity at four batch sizes with onnxruntime, the card, golden pictures), opened again as any ONNX file
 is, and its bundle verified. A student that cannot be built is another's draw, if what is said is one line that names
 what to do.
@@ -95,7 +95,8 @@ class Maker:
             raise RuntimeError(f"no student in {TRIES} draws: {refused}")
         student = Student(backbone, length, bias=bool(rng.integers(2)))
         rows, _ = images.load(self.photos, self.teacher.preprocess.at(scaled(self.teacher.preprocess.size, side)))
-        _unlike(student, to_pixels(rows), seed)
+        if backbone.start == "scratch":
+            _unlike(student, to_pixels(rows), seed)
         with torch.no_grad():  # as distill does; untrained networks see little else than what is common to all images
             student.centre.copy_(torch.tensor(embed(student, rows, features=True).mean(axis=0)))
         run = RunDir(self.folder / f"run{seed}")
@@ -282,13 +283,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="seed of the first")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these alone")
     parser.add_argument("--models", type=Path, help="folder of ONNX files")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     every = list[Found]()
     with tempfile.TemporaryDirectory() as name:
         maker = Maker(Path(name), sorted(args.models.glob("*.onnx")) if args.models else [])
-        for seed in range(args.first, args.first + args.count):
+        for seed in args.seeds or range(args.first, args.first + args.count):
             every.append(maker.check(seed))
             one = every[-1]
             print(f"{seed}: {one.spec} at {one.input}, {one.seconds} s {one.problem or 'well'}", flush=True)

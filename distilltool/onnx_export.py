@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 import torch
@@ -35,30 +36,56 @@ def to_onnx(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelPr
 
     size: height and width. Raises DistillError where the exporter cannot, or writes another opset.
     """
-    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
     try:
-        with _quiet():
-            program = torch.onnx.export(
-                _Deployed(student).eval(),
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                external_data=False,
-                input_names=["images"],
-                output_names=["embedding"],
-                dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
-                verbose=False,
-            )
+        model = _written(student, size, opset)
     except OnnxExporterError as error:
-        why = first_line(error.__cause__ or error)
-        raise DistillError(f"PyTorch cannot write this student as ONNX ({why})", "choose another --student") from None
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
+        with _unfused(student) as changed:  # torch 2.13 cannot write attention with a bias for a free batch as one
+            try:
+                model = _written(student, size, opset) if changed else None
+            except OnnxExporterError:
+                model = None
+        if model is None:
+            why = first_line(error.__cause__ or error)
+            raise DistillError(
+                f"PyTorch cannot write this student as ONNX ({why})", "choose another --student"
+            ) from None
     got = opset_of(model)
     if got != opset:
         raise DistillError(f"the exporter wrote opset {got} instead of {opset}", f"use --opset {got}")
     _strip(model)
     return model
+
+
+def _written(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelProto:
+    """What the exporter makes of it."""
+    with _quiet():
+        program = torch.onnx.export(
+            _Deployed(student).eval(),
+            (torch.zeros(2, *size, 3, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=["images"],
+            output_names=["embedding"],
+            dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextlib.contextmanager
+def _unfused(student: Student) -> Iterator[bool]:
+    """Attention of timm's networks as products and a softmax, the same numbers; whether there is any."""
+    fused: list[Any] = [one for one in student.modules() if getattr(one, "fused_attn", False) is True]
+    for one in fused:
+        one.fused_attn = False
+    try:
+        yield bool(fused)
+    finally:
+        for one in fused:
+            one.fused_attn = True
 
 
 def check_exports(student: Student, size: tuple[int, int]) -> None:
