@@ -38,13 +38,11 @@ def to_onnx(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelPr
     """
     try:
         model = _written(student, size, opset)
-    except OnnxExporterError as error:
-        with _unfused(student) as changed:  # torch 2.13 cannot write attention with a bias for a free batch as one
-            try:
-                model = _written(student, size, opset) if changed else None
-            except OnnxExporterError:
-                model = None
-        if model is None:
+    except OnnxExporterError:
+        try:
+            with _unfused(student):  # torch 2.13 cannot write attention with a bias for a free batch as one
+                model = _written(student, size, opset)
+        except OnnxExporterError as error:
             why = first_line(error.__cause__ or error)
             raise DistillError(
                 f"PyTorch cannot write this student as ONNX ({why})", "choose another --student"
@@ -76,13 +74,13 @@ def _written(student: Student, size: tuple[int, int], opset: int) -> onnx.ModelP
 
 
 @contextlib.contextmanager
-def _unfused(student: Student) -> Iterator[bool]:
-    """Attention of timm's networks as products and a softmax, the same numbers; whether there is any."""
+def _unfused(student: Student) -> Iterator[None]:
+    """Attention of timm's networks as products and a softmax, which give the same numbers."""
     fused: list[Any] = [one for one in student.modules() if getattr(one, "fused_attn", False) is True]
     for one in fused:
         one.fused_attn = False
     try:
-        yield bool(fused)
+        yield
     finally:
         for one in fused:
             one.fused_attn = True
