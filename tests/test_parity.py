@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from builders import onnx_teacher, photo_folder
@@ -17,8 +18,8 @@ from distilltool.errors import DistillError
 from distilltool.onnx_export import to_onnx
 from distilltool.preprocess import METADATA_KEY, Preprocess
 from distilltool.stages.export import TOLERANCE, _unproved
-from distilltool.student import FORM, Student, StudentCard, TorchEmbedder
-from distilltool.students import Backbone
+from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed
+from distilltool.students import Backbone, Start
 from distilltool.teacher import OnnxEmbedder, open_teacher
 
 HOW = Preprocess(size=(16, 16), layout="NHWC", dtype="uint8")
@@ -98,6 +99,19 @@ def test_a_student_that_tells_images_apart_is_met_to_the_tolerance(rows: np.ndar
     file = exported(one, tmp_path / "s.onnx")
     assert np.abs(file.embed(rows) - one.embed(rows)).max() < TOLERANCE
     assert _unproved(one, file, rows) == ""
+
+
+@pytest.mark.slow
+def test_attention_with_a_position_bias_is_exported(tmp_path: Path, rng: np.random.Generator) -> None:
+    """PyTorch's exporter fails on it as one operator; the network itself stays as it was."""
+    backbone = students.build("timm:vit_srelpos_small_patch16_224", Start(input=64, seed=0))
+    made = Student(backbone, 0, bias=False).eval()
+    file = tmp_path / "s.onnx"
+    onnx.save(to_onnx(made, (64, 64), 20), file)
+    assert all(one.fused_attn for one in made.modules() if hasattr(one, "fused_attn"))
+    pixels = rng.integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, {"images": pixels})[0] - embed(made, pixels)).max() < TOLERANCE
 
 
 class Undecided(Dull):
