@@ -1,7 +1,10 @@
 """Small real inputs for tests: photographs drawn by code, and ONNX teachers whose answers numpy can compute too."""
 
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +17,16 @@ Output = Literal["vector", "column", "map", "tokens"]
 PATCH = 4  # side of the patches the teacher looks at; image sides must be multiples of it
 HIDDEN = 12
 ELEMENT = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+
+
+def loaded(path: Path) -> ModuleType:
+    """A script that is no part of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def drawn(number: int, size: tuple[int, int] = (48, 40), seed: int = 0) -> Image.Image:

@@ -1,6 +1,5 @@
 """The GitHub action and the example workflow: what their steps run, run here by the same shell."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import onnx_teacher
+from builders import loaded, onnx_teacher
 
 pytestmark = pytest.mark.alone
 
@@ -77,11 +76,7 @@ def test_a_noisy_runner_may_pass(tmp_path: Path) -> None:
 
 def draw_some(folder: Path) -> None:
     """Some of the demo's images, in the places where all of them would be."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "examples" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = generate
-    spec.loader.exec_module(generate)
+    generate = loaded(ROOT / "examples" / "generate.py")
     every = generate.jobs()
     unlabelled = [job for job in every if job[2].startswith("imgs/")][::12]
     of_things = [job for job in every if any(f"thing0{number}/" in job[2] for number in range(6))]

@@ -1,10 +1,9 @@
 """A few random students through the whole of `export`; `benchmarks/random_students.py` takes hundreds."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from builders import loaded
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "random_students.py"
 
@@ -12,11 +11,7 @@ PATH = Path(__file__).parents[1] / "benchmarks" / "random_students.py"
 @pytest.mark.slow
 def test_random_students_export_pass_parity_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the registry of architectures and from imported graphs; those that do not are named."""
-    spec = importlib.util.spec_from_file_location("random_students", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "random_students", module)
-    spec.loader.exec_module(module)
+    module = loaded(PATH)
     monkeypatch.setattr(module, "MOST", 6e6)
     monkeypatch.setattr(module, "SIDES", (64, 96))
     maker = module.Maker(tmp_path, [], written=("mobilenetv3_small_050",))
