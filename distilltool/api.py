@@ -223,69 +223,70 @@ def distill(
     if unsaid:
         chosen = _no_larger(chosen, max(embedder.preprocess.size))
     run = RunDir(Path(out) if out is not None else RUNS / f"{embedder.name[:NAME]}-{chosen.name}")
-    stock = taken()
-    auto = chosen.student.spec == AUTO
-    if auto and weights is not None:
-        raise DistillError("--weights belong to one student", "name it with --student timm:NAME")
-    source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
-    side = None if unsaid else chosen.student.input
-    if source is not None and unsaid:
-        side = imported.only_side(source, imported.part_of(asked(chosen.student.spec)))
-        chosen = replace(chosen, student=replace(chosen.student, input=side or chosen.student.input))
-    start = Start(
-        input=chosen.student.input,
-        seed=chosen.seed,
-        weights=Path(weights) if weights else None,
-        source=source,
-        prepared=embedder.preprocess,
-        photos=tuple(one.path for one in sorted(stock.photos, key=lambda one: one.sha256)),
-        fetch="online"
-        if fetch or (student is not None and not auto)
-        else "cached",  # a hub is asked by those who say so
-        teacher=embedder.key.sha256,
-    )
-    plan = {**_made_from(embedder, chosen, start, time_budget), "target": target}
-    if not restart:
-        run.check(plan)
-    fit: Sequence[Candidate] = ()
-    backbone = None if auto or goal else students.build(chosen.student.spec, start)
-    if backbone is None and (restart or not (run.manifest.exists() or run.choice.exists())):
-        whole = source if auto else open_source(AUTO, embedder, isolate, [], watch)
-        sought = Sought(
-            spec=chosen.student.spec, goal=goal, side=None if auto and unsaid else side, dim=chosen.student.dim
+    with run.held():
+        stock = taken()
+        auto = chosen.student.spec == AUTO
+        if auto and weights is not None:
+            raise DistillError("--weights belong to one student", "name it with --student timm:NAME")
+        source = open_source(chosen.student.spec, embedder, isolate, [one.path for one in stock.photos], watch)
+        side = None if unsaid else chosen.student.input
+        if source is not None and unsaid:
+            side = imported.only_side(source, imported.part_of(asked(chosen.student.spec)))
+            chosen = replace(chosen, student=replace(chosen.student, input=side or chosen.student.input))
+        start = Start(
+            input=chosen.student.input,
+            seed=chosen.seed,
+            weights=Path(weights) if weights else None,
+            source=source,
+            prepared=embedder.preprocess,
+            photos=tuple(one.path for one in sorted(stock.photos, key=lambda one: one.sha256)),
+            fetch="online"
+            if fetch or (student is not None and not auto)
+            else "cached",  # a hub is asked by those who say so
+            teacher=embedder.key.sha256,
         )
-        fit = candidates.at_hand(sought, whole, start, watch)
-    if backbone is not None:
-        plan["start"] = backbone.start
-        stage.check_student(chosen, backbone)
-    if not restart:
-        run.check(plan)
-    with Ledger.open(Path(store)) as ledger:
-        described = None
+        plan = {**_made_from(embedder, chosen, start, time_budget), "target": target}
+        if not restart:
+            run.check(plan)
+        fit: Sequence[Candidate] = ()
+        backbone = None if auto or goal else students.build(chosen.student.spec, start)
+        if backbone is None and (restart or not (run.manifest.exists() or run.choice.exists())):
+            whole = source if auto else open_source(AUTO, embedder, isolate, [], watch)
+            sought = Sought(
+                spec=chosen.student.spec, goal=goal, side=None if auto and unsaid else side, dim=chosen.student.dim
+            )
+            fit = candidates.at_hand(sought, whole, start, watch)
         if backbone is not None:
-            described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
-        bought = _query(
-            embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
+            plan["start"] = backbone.start
+            stage.check_student(chosen, backbone)
+        if not restart:
+            run.check(plan)
+        with Ledger.open(Path(store)) as ledger:
+            described = None
+            if backbone is not None:
+                described = stage.describer(backbone, embedder.preprocess, chosen.student.input, watch)
+            bought = _query(
+                embedder, stock, Path(images_dir), ledger, terms, False, batch, select, chosen.seed, watch, described
+            )
+            _refuse_shared(embedder, stock, ledger, watch, bought)
+            answered = _answers(embedder, stock, ledger, bought)
+        stage.check_answers(answered)
+        plan["set of answered images"] = images.digest_of(photo.sha256 for photo in answered.photos)
+        if run.begin(plan, restart):
+            watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
+            return stage.finished(run)
+        return stage.distill(
+            embedder,
+            answered,
+            chosen,
+            run,
+            backbone,
+            start,
+            fit=fit,
+            isolate=isolate and isinstance(embedder, OnnxEmbedder),
+            seconds=time_budget,
+            progress=watch,
         )
-        _refuse_shared(embedder, stock, ledger, watch, bought)
-        answered = _answers(embedder, stock, ledger, bought)
-    stage.check_answers(answered)
-    plan["set of answered images"] = images.digest_of(photo.sha256 for photo in answered.photos)
-    if run.begin(plan, restart):
-        watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
-        return stage.finished(run)
-    return stage.distill(
-        embedder,
-        answered,
-        chosen,
-        run,
-        backbone,
-        start,
-        fit=fit,
-        isolate=isolate and isinstance(embedder, OnnxEmbedder),
-        seconds=time_budget,
-        progress=watch,
-    )
 
 
 def pareto(
@@ -439,7 +440,7 @@ def evaluate(
         for path, one in zip(models, embedders, strict=True)
     ]
     made = stage.evaluate(entries, dataset, known, str(data), watch)
-    place = f"{Path(data).stem[:NAME]}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
+    place = _place(Path(data), protocol or dataset.protocol)
     for at, path in enumerate(models, 1):
         if (run := runs.get(str(path))) is not None:
             write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
@@ -726,6 +727,12 @@ def _teacher_of(
             f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
         )
     return embedder
+
+
+def _place(data: Path, protocol: str) -> str:
+    """The name of an evaluation in a run: another one for each set and each way of judging it."""
+    whole = f"{data.resolve()}|{protocol}"
+    return f"{data.stem[:NAME]}-{protocol.partition(':')[0]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _distrusted(runs: Sequence[RunDir]) -> bool:

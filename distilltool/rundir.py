@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from distilltool.names import json_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+LOCK = ".lock"  # stays in a run's folder: a file that is removed while others wait for it would let two of them in
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,9 @@ class RunDir:
 
         plan: what is known so far of what the run is to be made from, as JSON values.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise DistillError(f"{self.root} is a file", "choose another folder with --out")
+        self._check_folder()
         if not self.plan.exists():
-            if self.root.exists() and any(self.root.iterdir()):
+            if self.root.exists() and any(one.name != LOCK for one in self.root.iterdir()):
                 raise DistillError(f"the folder {self.root} holds something that is no run", "choose another --out")
             return
         before = read_json(self.plan)
@@ -117,6 +120,40 @@ class RunDir:
                 f"the run {self.root} was made with another {', '.join(differing)}",
                 "choose another --out, or add --restart to replace it",
             )
+
+    def _check_folder(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise DistillError(f"{self.root} is a file", "choose another folder with --out")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else makes this run meanwhile; raises DistillError at once where another process does.
+
+        The lock is the system's: it ends with the process that holds it, however that ends.
+        """
+        from filelock import FileLock, Timeout
+
+        self._check_folder()
+        lock = FileLock(self.root / LOCK, timeout=0)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise DistillError(
+                f"another process is making the run {self.root}", "wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise DistillError(
+                f"{self.root} cannot be written ({error.strerror})", "choose a writable folder with --out"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if not any(one.name != LOCK for one in self.root.iterdir()):  # nothing came of it
+                    (self.root / LOCK).unlink()
+                    self.root.rmdir()
+            lock.release()
 
     def begin(self, plan: Mapping[str, Any], restart: bool) -> bool:
         """Make the run, or reopen it where it was made from the same; True where it is finished already.

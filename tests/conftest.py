@@ -74,3 +74,12 @@ def photos(tmp_path: Path) -> list[Path]:
 def teacher(tmp_path: Path) -> Path:
     """A float32 NCHW teacher of 32×32 images that says nothing of preprocessing."""
     return onnx_teacher(tmp_path / "teacher.onnx")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and a student that ranks differently."""
+    root = tmp_path_factory.mktemp("models")
+    onnx_teacher(root / "teacher.onnx")
+    onnx_teacher(root / "student.onnx", dim=12, seed=5)
+    return root

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import onnx_teacher
 from layouts import EXPECTED, LAYOUTS
 from test_protocols import PRE
 
@@ -18,14 +17,6 @@ from distilltool.report import to_json
 
 pytest.importorskip("matplotlib", reason="the page needs distilltool[report]")
 MAIN = {"roxford5k": "map-medium", "rparis6k": "map-medium", "ukbench": "map", "unlabelled": "overlap@10"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    onnx_teacher(root / "teacher.onnx")
-    onnx_teacher(root / "student.onnx", dim=12, seed=5)
-    return root
 
 
 def paged(models: Path, data: Path, protocol: str | None = None) -> tuple[Evaluation, str]:

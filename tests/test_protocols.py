@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import plain
 import pytest
-from builders import drawn, onnx_teacher, photo_folder
+from builders import drawn, photo_folder
 from layouts import EXPECTED, GND, LAYOUTS, revisited, write
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,15 +36,6 @@ LEVELS = (
     ("medium", ["easy", "hard"], ["junk"]),
     ("hard", ["hard"], ["junk", "easy"]),
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher and a student that ranks differently."""
-    root = tmp_path_factory.mktemp("models")
-    onnx_teacher(root / "teacher.onnx")
-    onnx_teacher(root / "student.onnx", dim=12, seed=5)
-    return root
 
 
 def measured(models: Path, data: Path, protocol: str | None = None, teacher: Path | None = None) -> EvalReport:
