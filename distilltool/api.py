@@ -374,8 +374,10 @@ def evaluate(
     markdown: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
-    """Measure finished runs and ONNX files beside the teacher on class folders, a CSV, plain images, or a benchmark.
+    """Measure finished runs, ONNX files and files of vectors beside the teacher on class folders, a CSV, plain images,
+    or a benchmark.
 
+    models: of a file of vectors (as `query` imports, or the vectors.npy of a bundle) every image needs a row.
     teacher: as in `query`; may be left out where one of the models is a run whose teacher is still where it was.
     protocol: a file of `distilltool.datasets` with its settings, `paired:frames=2`; None for what the data looks like.
     isolate: for every ONNX file; on by itself where a run was distilled so. store: the ledger for the teacher's
@@ -404,8 +406,11 @@ def evaluate(
     isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
-    if len(runs) == len(models) and (preprocess or output or pool or inputs):
-        watch.warn("--preprocess, --output, --pool and --input are for ONNX files: a run says itself how it is asked")
+    if (preprocess or output or pool or inputs) and all(str(one) in runs or is_vectors(Path(one)) for one in models):
+        watch.warn(
+            "--preprocess, --output, --pool and --input are for ONNX files: "
+            "a run says itself how it is asked, and a file of vectors is not asked"
+        )
     dataset = datasets.open_dataset(Path(data), protocol, Path(store).parent / TRUTHS)
     taken = cache(lambda: images.take_stock(dataset.paths, dataset.boxes))
     guess = _guesser(taken, store, None, watch)
@@ -435,8 +440,13 @@ def evaluate(
         skipped=bought.skipped,
         queries={"new": bought.queried, "cached": bought.cached + bought.imported},
     )
+    keys, paths = [of_row[row] for row in rows], [dataset.paths[row] for row in rows]
     entries = [
-        stage.Entry(model=one, dims=_dims(one, runs.get(str(path))))
+        stage.Entry(
+            model=one,
+            dims=_dims(one, runs.get(str(path))),
+            vectors=one.of(keys, paths, stock, root) if isinstance(one, BoughtTeacher) else None,
+        )
         for path, one in zip(models, embedders, strict=True)
     ]
     made = stage.evaluate(entries, dataset, known, str(data), watch)
@@ -719,6 +729,8 @@ def _teacher_of(
     for run, fact in zip(runs, facts, strict=True):
         if fact["sha256"] == embedder.key.sha256:
             continue
+        if isinstance(embedder, BoughtTeacher) and embedder.space_id == fact["space_id"]:
+            continue
         if isinstance(embedder, BoughtTeacher) and is_vectors(Path(fact["path"])):
             progress.warn(f"that {named} holds answers of the same model as {fact['path']} is taken on trust")
             continue
@@ -757,9 +769,11 @@ def _refuse_differing(runs: Sequence[RunDir], facts: Sequence[Mapping[str, Any]]
 
 
 def _open_model(path: str | Path, run: RunDir | None, options: TeacherOptions, guess: Guess) -> Embedder:
-    """A run's student or an ONNX file; flags are not for files that say themselves how they are fed."""
+    """A run's student, a file of vectors or an ONNX file; flags are not for what says itself how it is fed."""
     if run is not None:
         return load_student(path)
+    if is_vectors(Path(path)):
+        return open_bought(Path(path), TeacherOptions())
     if SPACE_KEY in file_of(Path(path), options.isolate).metadata:
         return open_teacher(Path(path), TeacherOptions(device=options.device, isolate=options.isolate))
     return open_teacher(Path(path), options, guess=guess)

@@ -1,4 +1,5 @@
-"""Answers bought elsewhere: a file of vectors, each with the path or the hash of its image, as a teacher of its own."""
+"""Files of vectors, each with the path or the hash of its image: answers bought elsewhere as a teacher of its own, and
+models to measure of which nothing else is at hand."""
 
 import csv
 import io
@@ -22,25 +23,28 @@ from distilltool.preprocess import Preprocess, merge, parse_flags
 from distilltool.teacher import TeacherOptions, space_id
 
 HASHES, PATHS, VECTORS = ("sha256",), ("path", "paths"), ("vector", "vectors")
+SPACE = "space_id"
 SAME = 1e-3  # two answers about one image may differ by this share of their length, as a service's rounding makes them
 FIELD = 1 << 24  # characters in a field of a CSV: a vector of many thousand numbers written as JSON
 # an ordinary view: whoever sold the answers knows how the images were prepared, we do not
 VIEW = {"size": (224, 224), "resize": "stretch", "scale": 1.0, "said_by": "default"}
 LAYOUT = (
     "it needs a column path or sha256, and a column vector or one column a number (.npz: arrays paths or sha256, "
-    "and vectors)"
+    "and vectors; .npy: beside it the .json that export writes)"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
     """What a file holds, as it holds it. names: one a row, paths or, where `hashed`, sha256 in hex. lengths: (N,)
-    how many numbers each row has; numbers: all of them one after the other, float32."""
+    how many numbers each row has; numbers: all of them one after the other, float32. space: the space_id that the file
+    claims, empty where it says nothing."""
 
     names: tuple[str, ...]
     hashed: bool
     lengths: NDArray[np.int64]
     numbers: NDArray[np.float32]
+    space: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +110,8 @@ class BoughtTeacher(Teacher):
 
     @property
     def space_id(self) -> str:
-        """A name for the space of this file's vectors at length 1."""
-        return space_id(self._sha256, self.key.output, self.key.pool)
+        """The space of these vectors at length 1 as the file says it, else a name that no other file's has."""
+        return self.table.space or space_id(self._sha256, self.key.output, self.key.pool)
 
     @property
     def key(self) -> TeacherKey:
@@ -149,9 +153,25 @@ class BoughtTeacher(Teacher):
             faults.append(_none_matches(self.table, root))
         if faults:
             raise DistillError(
-                f"{self.path} cannot be imported ({'; '.join(faults)})", "mend the file; nothing of it was taken"
+                f"{self.path} cannot be used ({'; '.join(faults)})", "mend the file; nothing of it was taken"
             )
         return Matched(rows=rows, unmatched=len(self.table.names) - len(found))
+
+    def of(self, keys: Sequence[bytes], paths: Sequence[Path], stock: Inventory, root: Path) -> NDArray[np.float32]:
+        """The vectors of some images, (N, D) float32, by the `key` of each; DistillError where one has none.
+
+        paths: of the same images, for the message. stock, root: as of `match`.
+        """
+        rows = self.match(stock, root).rows
+        missing = [path for key, path in zip(keys, paths, strict=True) if key not in rows]
+        if missing:
+            count = f"{len(missing):,} of {_count(len(keys), 'image')}"
+            raise DistillError(
+                f"{self.path} has no vector for {count}, the first is {missing[0]}",
+                "a model is measured on all of them: add their rows, or give data that the file covers",
+            )
+        found: NDArray[np.float32] = self.vectors[[rows[key] for key in keys]]
+        return found
 
 
 def is_vectors(path: Path) -> bool:
@@ -160,7 +180,7 @@ def is_vectors(path: Path) -> bool:
 
 
 def open_bought(path: Path, options: TeacherOptions) -> BoughtTeacher:
-    """Read a file of answers: .parquet, .npz or .csv.
+    """Read a file of answers: .parquet, .npz or .csv, or the .npy of a bundle.
 
     Raises DistillError where it cannot be read; what its rows hold is judged by `match`, beside the images.
     """
@@ -280,15 +300,16 @@ def _read_parquet(path: Path) -> Table:
         if chosen is not None:
             lengths, numbers = _lists(path, table.column(chosen))
         else:
-            others = [name for name in names if name not in (*HASHES, *PATHS)]
+            others = [name for name in names if name not in (*HASHES, *PATHS, SPACE)]
             wrong = [name for name in others if not pa.types.is_floating(table.schema.field(name).type)]
             if wrong or not others:
                 raise _unreadable(path, f"columns {', '.join(wrong[:3]) or 'of numbers'} are no floating-point numbers")
             columns = [table.column(name).to_numpy().astype(np.float32) for name in others]
             lengths, numbers = np.full(len(texts), len(others), np.int64), np.stack(columns, axis=1).ravel()
+        space = _space(path, table.column(SPACE).unique().to_pylist() if SPACE in names else ())
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise _unreadable(path, _first_line(error)) from None
-    return Table(names=tuple(texts), hashed=hashed, lengths=lengths, numbers=numbers)
+    return Table(names=tuple(texts), hashed=hashed, lengths=lengths, numbers=numbers, space=space)
 
 
 def _lists(path: Path, column: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -313,6 +334,7 @@ def _read_npz(path: Path) -> Table:
             if chosen is None:
                 raise _unreadable(path, "no array vectors")
             texts, vectors = arrays[key], arrays[chosen]
+            space = _space(path, np.unique(arrays[SPACE]).tolist() if SPACE in arrays.files else ())
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, AttributeError) as error:
         raise _unreadable(path, _first_line(error)) from None
     if texts.ndim != 1 or vectors.ndim != 2 or len(texts) != len(vectors) or vectors.dtype.kind not in "fiu":
@@ -323,6 +345,29 @@ def _read_npz(path: Path) -> Table:
         hashed=hashed,
         lengths=np.full(len(vectors), vectors.shape[1], np.int64),
         numbers=_float32(vectors).ravel(),
+        space=space,
+    )
+
+
+def _read_npy(path: Path) -> Table:
+    """The vectors of a bundle: whose they are, and their space, stands in the .json of the same name."""
+    said = path.with_suffix(".json")
+    try:
+        facts = json.loads(said.read_text("utf-8"))
+        hashed = "sha256" in facts
+        names = [str(one) for one in facts["sha256" if hashed else "files"]]
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, KeyError, TypeError) as error:
+        raise _unreadable(path, f"with {said.name}: {_first_line(error)}") from None
+    if vectors.ndim != 2 or len(names) != len(vectors) or vectors.dtype.kind != "f":
+        shape = "×".join(map(str, vectors.shape))
+        raise _unreadable(path, f"{said.name} lists {len(names)} images for {shape} {vectors.dtype}")
+    return Table(
+        names=tuple(names),
+        hashed=hashed,
+        lengths=np.full(len(vectors), vectors.shape[1], np.int64),
+        numbers=_float32(vectors).ravel(),
+        space=str(facts.get(SPACE, "")),
     )
 
 
@@ -340,7 +385,7 @@ def _read_csv(path: Path) -> Table:
     header = [name.strip() for name in lines[0]]
     key, hashed = _key(path, header)
     at, chosen = header.index(key), next((header.index(name) for name in header if name in VECTORS), None)
-    skipped = {place for place, name in enumerate(header) if name in (*HASHES, *PATHS)}
+    skipped = {place for place, name in enumerate(header) if name in (*HASHES, *PATHS, SPACE)}
     rows = []
     for number, line in enumerate(lines[1:], 1):
         try:
@@ -358,7 +403,13 @@ def _read_csv(path: Path) -> Table:
         hashed=hashed,
         lengths=np.array([len(row) for row in rows], np.int64),
         numbers=np.concatenate(rows) if rows else np.zeros(0, np.float32),
+        space=_space(path, _cells(lines[1:], header.index(SPACE)) if SPACE in header else ()),
     )
+
+
+def _cells(lines: Sequence[Sequence[str]], at: int) -> set[str]:
+    """What stands in one column, but for lines that end before it."""
+    return {line[at].strip() for line in lines if at < len(line)}
 
 
 def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -374,6 +425,16 @@ def _key(path: Path, names: Iterable[str]) -> tuple[str, bool]:
             if name in wanted:
                 return name, hashed
     raise _unreadable(path, "nothing says which images its vectors are of")
+
+
+def _space(path: Path, found: Iterable[Any]) -> str:
+    """The one space that a file says its vectors live in, empty where it says none."""
+    said = sorted({str(one) for one in found if one})
+    if len(said) > 1:
+        raise _unreadable(
+            path, f"its rows are of {len(said)} spaces, {said[0]} and {said[1]}; vectors of one belong in it"
+        )
+    return said[0] if said else ""
 
 
 def _text(value: Any, hashed: bool) -> str:
@@ -392,4 +453,4 @@ def _unreadable(path: Path, why: str) -> DistillError:
     return DistillError(f"{path} cannot be read as vectors ({why})", LAYOUT)
 
 
-READERS = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_csv}
+READERS = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_csv, ".npy": _read_npy}

@@ -63,7 +63,8 @@ Import = Annotated[
     typer.Option(
         "--import",
         metavar="FILE",
-        help="Take over answers bought elsewhere: .parquet, .npz or .csv, path or sha256 of each image and its vector.",
+        help="Take over answers bought elsewhere: .parquet, .npz or .csv, path or sha256 of each image and its vector; "
+        "or a bundle's .npy.",
         show_default=False,
     ),
 ]
@@ -395,7 +396,14 @@ def distill(
 
 @app.command("eval")
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Runs or ONNX files.", show_default=False)],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL",
+            help="Runs, ONNX files, files of vectors (.parquet, .npz, .csv, a bundle's vectors.npy), in any mixture.",
+            show_default=False,
+        ),
+    ],
     pre: Pre,
     settings: Setting,
     data: Annotated[
@@ -878,9 +886,11 @@ def _check_spelling(import_file: Path | None, url: str | None) -> None:
     """Each of the two options takes its own kind of teacher."""
     if url is not None and not url.lower().startswith(("http://", "https://")):
         raise DistillError("--teacher-url holds no address", "it begins with http:// or https://", Exit.USAGE)
-    if import_file is not None and import_file.suffix.lower() not in (".parquet", ".npz", ".csv"):
+    if import_file is not None and import_file.suffix.lower() not in (".parquet", ".npz", ".csv", ".npy"):
         raise DistillError(
-            f"--import {import_file} is no file of vectors", "its ending must be .parquet, .npz or .csv", Exit.USAGE
+            f"--import {import_file} is no file of vectors",
+            "its ending must be .parquet, .npz, .csv or .npy",
+            Exit.USAGE,
         )
 
 

@@ -2,13 +2,14 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from distilltool import __version__, images
+from distilltool.bought import is_vectors
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.evaluation import Evaluation
@@ -123,7 +124,20 @@ def _versions(run: RunDir) -> str:
 def _of_file(path: Path) -> ModelFacts:
     sha256 = images.digest(path)
     said = [("File", path.name), ("SHA-256", sha256), ("Size", f"{path.stat().st_size / 1e6:,.1f} MB")]
-    return ModelFacts(said=tuple(said), timed=_timed(path.parent, lambda one: one["sha256"] == sha256))
+    if is_vectors(path):
+        said.append(("Vectors", "taken from the file as they are; nothing was run"))
+    return ModelFacts(said=tuple(said), timed=_timed(path.parent, _file_of(path, sha256)))
+
+
+def _file_of(path: Path, sha256: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Which variant of a bundle a file is, or, of the bundle's own vectors, which one made them."""
+    if path.suffix.lower() != ".npy":
+        return lambda one: bool(one["sha256"] == sha256)
+    try:
+        maker = read_json(path.with_suffix(".json"))["model"]
+    except UNREADABLE:
+        return lambda _: False
+    return lambda one: bool(one["file"] == maker)
 
 
 def _timed(bundle: Path, wanted: Any) -> Timed | None:

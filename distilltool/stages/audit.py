@@ -28,6 +28,7 @@ from distilltool.report import (
     LedgerVerifyReport,
 )
 from distilltool.rundir import write_bytes
+from distilltool.teacher import space_id
 
 GROUP_BYTES = 16 << 20  # of vectors in memory at once, and in a row group of a Parquet file
 FAULTS_KEPT = 100  # of a kind; a file that is torn has a million
@@ -280,6 +281,8 @@ def _cell(name: str, one: Answer, paths: Mapping[bytes, Path]) -> Any:
         return one.teacher.sha256
     if name in ("output", "pool", "preprocess"):
         return getattr(one.teacher, name)
+    if name == "space_id":
+        return space_id(one.teacher.sha256, one.teacher.output, one.teacher.pool)
     if name == "sha256":
         return one.image.hex()
     if name == "path":
@@ -311,7 +314,7 @@ def _write_parquet(path: Path, teachers: Sequence[Row], answers: Iterator[Answer
 
 
 def _write_npz(path: Path, teachers: Sequence[Row], answers: Iterator[Answer], paths: Mapping[bytes, Path]) -> None:
-    """Two arrays, `sha256` (N,) text of 64 letters and `vector` (N, D) float32; one teacher alone."""
+    """Arrays `sha256`, (N,) text of 64 letters, `vector`, (N, D) float32, and `space_id`, a text; one teacher alone."""
     if len(teachers) > 1:
         raise DistillError(
             f"an .npz holds the vectors of one teacher, these are of {len(teachers)}",
@@ -326,8 +329,10 @@ def _write_npz(path: Path, teachers: Sequence[Row], answers: Iterator[Answer], p
             for at, one in enumerate(answers):
                 names[at] = one.image.hex()
                 member.write(one.vector.tobytes())
-        with archive.open(zipfile.ZipInfo("sha256.npy", EPOCH), "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, names, allow_pickle=False)
+        one_space = np.array(space_id(teachers[0].sha256, teachers[0].output, teachers[0].pool))
+        for name, array in (("sha256", names), ("space_id", one_space)):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _write_csv(path: Path, teachers: Sequence[Row], answers: Iterator[Answer], paths: Mapping[bytes, Path]) -> None:
@@ -341,8 +346,8 @@ def _write_csv(path: Path, teachers: Sequence[Row], answers: Iterator[Answer], p
             writer.writerow([*cells, _iso(one.time), one.asked, vector])
 
 
-REPEATED = ("teacher", "output", "pool", "preprocess", "provider")
-PLAIN = ("teacher", "output", "pool", "preprocess", "provider", "sha256", "path")
+REPEATED = ("teacher", "output", "pool", "preprocess", "provider", "space_id")
+PLAIN = ("teacher", "output", "pool", "preprocess", "provider", "space_id", "sha256", "path")
 WRITERS: dict[str, Write] = {"parquet": _write_parquet, "npz": _write_npz, "csv": _write_csv}
 
 

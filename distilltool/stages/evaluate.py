@@ -35,10 +35,12 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A model to measure. dims: lengths at which its vectors are of use when cut."""
+    """A model to measure. dims: lengths at which its vectors are of use when cut. vectors: (N, D), a row for each of
+    the dataset's `rows`, where they are known and the model need not be asked."""
 
     model: Embedder
     dims: tuple[int, ...] = ()
+    vectors: NDArray[np.float32] | None = None
 
 
 def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str, progress: Progress) -> Evaluation:
@@ -65,7 +67,8 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
     ]
     measured = [Measured(name=known.name, vectors=known.vectors, values=theirs)]
     for entry in entries:
-        vectors = _behind(unit(embed_files(entry.model, paths, progress, boxes)), entry.model.name, dataset)
+        made = entry.vectors if entry.vectors is not None else embed_files(entry.model, paths, progress, boxes)
+        vectors = _behind(unit(made), entry.model.name, dataset)
         if len(vectors) != len(known.vectors):
             raise DistillError(
                 f"{dataset.distractors} has another number of vectors for {entry.model.name} than for {known.name}",

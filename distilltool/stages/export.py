@@ -178,20 +178,21 @@ def _write_golden(bundle: Path, student: TorchEmbedder, variants: Sequence[Varia
 def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, progress: Progress) -> None:
     """`vectors.npy`, (N, D) float32 of length 1, and in `vectors.json` whose they are and in which space."""
     exported = open_teacher(bundle / "student.onnx")
-    parts, names = [np.zeros((0, card.dim), np.float32)], list[str]()
+    parts, kept = [np.zeros((0, card.dim), np.float32)], list[Path]()
     progress.begin("embedding images", len(gallery), "images")
     for at in range(0, len(gallery), EMBEDDED_AT_ONCE):
         some = gallery[at : at + EMBEDDED_AT_ONCE]
         rows, skipped = images.load(some, exported.preprocess)
         lost = {one.path for one in skipped}
-        names += [path.name for path in some if str(path) not in lost]
+        kept += [path for path in some if str(path) not in lost]
         parts += [exported.embed(rows)] if len(rows) else []
         for one in skipped:
             progress.warn(f"{one.path} {one.reason}")
         progress.advance(len(some))
     progress.end()
     write_array(bundle / "vectors.npy", np.concatenate(parts))
-    write_json(bundle / "vectors.json", {"space_id": card.space_id, "model": "student.onnx", "files": names})
+    whose = {"files": [path.name for path in kept], "sha256": [images.digest(path) for path in kept]}
+    write_json(bundle / "vectors.json", {"space_id": card.space_id, "model": "student.onnx", **whose})
 
 
 def _without_paths(report: ExportReport) -> ExportReport:
