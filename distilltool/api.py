@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distilltool import extensions, images
 from distilltool import recipe as recipes
@@ -37,7 +38,7 @@ from distilltool.defaults import (
 )
 from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit, NoStudent
-from distilltool.images import Inventory
+from distilltool.images import Inventory, Photo
 from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
@@ -71,6 +72,7 @@ from distilltool.teacher import (
     file_of,
     open_teacher,
 )
+from distilltool.views import Views, said_power
 
 DIGITS = 7  # of a length that a file may claim
 NAME = 48  # letters taken over into a file's name, which may have 255 bytes
@@ -372,6 +374,11 @@ def evaluate(
     html: str | Path | None = None,
     csv: str | Path | None = None,
     markdown: str | Path | None = None,
+    scales: str | Sequence[float] | None = None,
+    flip: bool = False,
+    combine: str = "mean",
+    whiten: str | Path | None = None,
+    whiten_dim: int | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs, ONNX files and files of vectors beside the teacher on class folders, a CSV, plain images,
@@ -387,12 +394,20 @@ def evaluate(
     html: file for a page with tables, charts and pictures; needs `pip install distilltool[report]`. csv: file for the
     figures; those of every query go into another beside it, NAME.queries.csv. markdown: file that tables are appended
     to. What each query got is also kept in the `evaluations` folder of every run.
+    scales, flip: an image's vector is made of its vectors at these scales (of the size that each model takes it at),
+    mirrored too; each is a question to the teacher of its own. combine: "mean", "gem" or "gem:POWER". whiten: a folder
+    of images apart from these, or a CSV that lists them, on which the PCA whitening of each model is learned; the
+    teacher is asked about them too. whiten_dim: directions that are kept, None for all.
     """
     from distilltool import datasets, eval_text, quality_gate
+    from distilltool import views as looks
     from distilltool.evaluation import alone
     from distilltool.stages import evaluate as stage
 
     limits = [quality_gate.parse(one) for one in gates]
+    views = looks.parse(scales, flip, combine)
+    if whiten_dim is not None and whiten is None:
+        raise DistillError("--whiten-dim means nothing without --whiten", "name images to learn from", Exit.USAGE)
     for file in (html, csv, markdown):
         if file is not None:
             _check_writable(Path(file))
@@ -416,12 +431,29 @@ def evaluate(
     guess = _guesser(taken, store, None, watch)
     asked = _teacher_of(list(runs.values()), teacher, options, timeout, watch, guess)
     embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
+    views = _possible(views, asked, embedders, dataset.distractors)
+    stock = taken()
+    learning = None if whiten is None else _apart(Path(whiten), stock)
     with Ledger.open(Path(store)) as ledger:
-        stock = taken()
-        root = Path(data) if Path(data).is_dir() else Path(data).parent
-        bought = _query(asked, stock, root, ledger, terms, False, batch, SELECTION, 0, watch)
-        _refuse_shared(asked, stock, ledger, watch, bought)
-        vectors = ledger.vectors(ledger.teacher(asked.key), [photo.key for photo in stock.photos])
+        bought, vectors = _of_views(asked, stock, Path(data), ledger, terms, batch, views, watch)
+        apart, kept = None, list[Photo]()
+        if learning is not None:
+            more, theirs = _of_views(asked, learning, Path(str(whiten)), ledger, terms, batch, views, watch)
+            bought = replace(
+                bought,
+                queried=bought.queried + more.queried,
+                cached=bought.cached + more.cached,
+                imported=bought.imported + more.imported,
+            )
+            kept = [photo for photo in learning.photos if photo.key in theirs]
+            if not kept:
+                raise DistillError(f"{asked.name} has no answer about an image of {whiten}", "name other images")
+            apart = stage.Apart(
+                data=str(whiten),
+                paths=tuple(photo.path for photo in kept),
+                vectors=unit(np.stack([theirs[photo.key] for photo in kept])),
+                dim=whiten_dim,
+            )
     dataset, of_row = datasets.settled(dataset, stock.of_path)
     if len(of_row) < len(stock.of_path) - len(stock.skipped):
         watch.note(
@@ -445,12 +477,15 @@ def evaluate(
         stage.Entry(
             model=one,
             dims=_dims(one, runs.get(str(path))),
-            vectors=one.of(keys, paths, stock, root) if isinstance(one, BoughtTeacher) else None,
+            vectors=_rows_of(one, keys, paths, stock, Path(data)),
+            apart=_rows_of(one, [photo.key for photo in kept], apart.paths, learning, Path(str(whiten)))
+            if apart is not None and learning is not None
+            else None,
         )
         for path, one in zip(models, embedders, strict=True)
     ]
-    made = stage.evaluate(entries, dataset, known, str(data), watch)
-    place = _place(Path(data), protocol or dataset.protocol)
+    made = stage.evaluate(entries, dataset, known, str(data), watch, views, apart)
+    place = _place(Path(data), protocol or dataset.protocol, made.report)
     for at, path in enumerate(models, 1):
         if (run := runs.get(str(path))) is not None:
             write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
@@ -466,6 +501,93 @@ def evaluate(
     if html is not None:
         page.write(Path(html), made, asked, [runs.get(str(path)) or Path(path) for path in models])
     return made.report
+
+
+def _possible(views: Views, asked: Teacher, models: Sequence[Embedder], distractors: Path | None) -> Views:
+    """Views with the power that the teacher's file says; fails before anything is asked where a model takes none."""
+    if views.are_one:
+        return views
+    if distractors is not None:
+        raise DistillError(
+            f"the vectors in {distractors} are of one view, whatever --scales and --flip say",
+            "name distractors as images, or leave --scales and --flip away",
+        )
+    for model in (asked, *models):
+        for how in views.of(model.preprocess):
+            model.viewed(how)
+    metadata = asked.file.metadata if isinstance(asked, OnnxEmbedder) else {}
+    return replace(views, power=said_power(metadata) if views.power is None else views.power)
+
+
+def _apart(wanted: Path, tested: Inventory) -> Inventory:
+    """The images that whitening is learned on; DistillError where one of them is evaluated on too."""
+    from distilltool import datasets
+
+    if wanted.suffix.lower() == ".csv":
+        stock = images.take_stock(datasets.open_dataset(wanted, "csv").paths)
+    else:
+        stock = _take_stock(wanted)
+    test = {photo.sha256: photo.path for photo in tested.photos}
+    shared = [photo for photo in stock.photos if photo.sha256 in test]
+    if shared:
+        raise DistillError(
+            f"{len(shared):,} of the images in {wanted} are evaluated on too, as {shared[0].path}",
+            "whiten on images apart from the test: leave those out",
+        )
+    if not stock.photos:
+        raise DistillError(f"no image of {wanted} could be read", "give a folder of images, or a CSV of paths")
+    return stock
+
+
+def _rows_of(
+    model: Embedder, keys: Sequence[bytes], paths: Sequence[Path], stock: Inventory, data: Path
+) -> NDArray[np.float32] | None:
+    """What a file of vectors holds of these images, None of a model that can be asked."""
+    return model.of(keys, paths, stock, _folder(data)) if isinstance(model, BoughtTeacher) else None
+
+
+def _folder(data: Path) -> Path:
+    """Where the images are that a folder or a CSV names."""
+    return data if data.is_dir() else data.parent
+
+
+def _of_views(
+    asked: Teacher,
+    stock: Inventory,
+    data: Path,
+    ledger: Ledger,
+    terms: "_Terms",
+    batch: int | None,
+    views: Views,
+    progress: Progress,
+) -> tuple[QueryReport, dict[bytes, NDArray[np.float32]]]:
+    """Ask the teacher about every view of these images that it was not asked about yet; what it was asked in all, and
+    a vector for each image all of whose views were answered."""
+    root = _folder(data)
+    keys = [photo.key for photo in stock.photos]
+    reports, parts = list[QueryReport](), list[dict[bytes, NDArray[np.float32]]]()
+    for how in views.of(asked.preprocess):
+        one = asked if views.are_one else asked.viewed(how)
+        bought = _query(one, stock, root, ledger, terms, False, batch, SELECTION, 0, progress)
+        _refuse_shared(one, stock, ledger, progress, bought)
+        reports.append(bought)
+        parts.append(ledger.vectors(ledger.teacher(one.key), keys))
+    whole = replace(
+        reports[0],
+        queried=sum(one.queried for one in reports),
+        cached=sum(one.cached for one in reports),
+        skipped=tuple({skipped.path: skipped for one in reports for skipped in one.skipped}.values()),
+    )
+    if views.are_one:
+        return whole, parts[0]
+    progress.note(
+        f"{views.describe()}; {whole.queried:,} new queries to the teacher, {whole.cached:,} answers known before"
+    )
+    answered = [key for key in keys if all(key in part for part in parts)]
+    if not answered:
+        return whole, {}
+    combined = views.combined(np.stack([part[key] for key in answered]) for part in parts)
+    return whole, dict(zip(answered, combined, strict=True))
 
 
 def export(
@@ -741,9 +863,11 @@ def _teacher_of(
     return embedder
 
 
-def _place(data: Path, protocol: str) -> str:
-    """The name of an evaluation in a run: another one for each set and each way of judging it."""
+def _place(data: Path, protocol: str, report: EvalReport) -> str:
+    """The name of an evaluation in a run: another one for each set, each way of judging it, and other vectors."""
     whole = f"{data.resolve()}|{protocol}"
+    if report.whitening is not None or (report.views is not None and report.views.count > 1):
+        whole += f"|{report.views}|{report.whitening}"
     return f"{data.stem[:NAME]}-{protocol.partition(':')[0]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distilltool.names import headline, printable
+from distilltool.names import headline, manner, printable
 from distilltool.precisions import FP32
 from distilltool.report import ExportReport, VariantReport, to_json
 from distilltool.student import StudentCard
@@ -91,6 +91,7 @@ def _interval(value: dict[str, Any]) -> str:
 def _evaluated(evaluation: dict[str, Any]) -> str:
     teacher, *students = evaluation["models"]
     student = students[0]
+    how = _quiet(manner(evaluation.get("views"), evaluation.get("whitening")))
     found = [
         f"{name} {_interval(student['metrics'][name])}, teacher {_interval(teacher['metrics'][name])}, "
         f"kept {_interval(student['retention'][name])}"
@@ -99,7 +100,7 @@ def _evaluated(evaluation: dict[str, Any]) -> str:
     found.append(f"overlap@10 {_interval(student['fidelity']['overlap@10'])}")
     return (
         f"- `{_quiet(Path(evaluation['data']).name)}` ({evaluation['protocol']}, {evaluation['queries']:,} queries, "
-        f"{evaluation['gallery']:,} gallery images): " + "; ".join(found)
+        f"{evaluation['gallery']:,} gallery images{', ' + how if how else ''}): " + "; ".join(found)
     )
 
 

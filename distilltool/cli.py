@@ -471,6 +471,39 @@ def evaluate(
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the tables to a file.", show_default=False)
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1,0.7,1.4",
+            help="Embed each image at these scales of the size that a model takes it at, and make one vector of them. "
+            "Each view is a question of its own to the teacher.",
+            show_default=False,
+        ),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Each view mirrored left to right too.")] = False,
+    combine: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|gem[:POWER]",
+            help="How the vectors of an image's views become one: their mean, or their generalised mean with the power "
+            "that the teacher's file names, else 3.",
+        ),
+    ] = "mean",
+    whiten: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|CSV",
+            help="Images apart from the test on which each model's PCA whitening is learned; the teacher is asked "
+            "about them too.",
+            show_default=False,
+        ),
+    ] = None,
+    whiten_dim: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Directions that whitening keeps. (default: all of a vector's)", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -500,6 +533,11 @@ def evaluate(
             html=html,
             csv=csv,
             markdown=markdown,
+            scales=scales,
+            flip=flip,
+            combine=combine,
+            whiten=whiten,
+            whiten_dim=whiten_dim,
             progress=show,
         )
 

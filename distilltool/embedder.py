@@ -1,10 +1,12 @@
 """What turns images into vectors, be it the teacher, a student in training or an exported one."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilltool.errors import DistillError
 from distilltool.ledger import TeacherKey
 from distilltool.preprocess import Preprocess
 
@@ -29,6 +31,10 @@ class Embedder(Protocol):
         """Embed images made by `preprocess.prepare`, (N, H, W, 3) uint8 → (N, D) float32, not normalised."""
         ...
 
+    def viewed(self, preprocess: Preprocess) -> "Embedder":
+        """The same model shown its images in another way; DistillError where it cannot be."""
+        raise _no_views(self.name)
+
 
 class Teacher(Embedder, Protocol):
     """What is asked and paid for: an ONNX file, a server, or answers bought elsewhere.
@@ -50,6 +56,43 @@ class Teacher(Embedder, Protocol):
     def why(self) -> str: ...
     @property
     def batch(self) -> int | None: ...
+
+    def viewed(self, preprocess: Preprocess) -> "Teacher":
+        """As an embedder's; answers are kept under the new preprocessing."""
+        raise _no_views(self.name)
+
+
+def _no_views(name: str) -> DistillError:
+    return DistillError(
+        f"{name} holds vectors of images as they are, of which it cannot be asked for other views",
+        "leave --scales and --flip away",
+    )
+
+
+def one_size(name: str, size: tuple[int, int] | None, preprocess: Preprocess) -> None:
+    """Raise DistillError where a model takes images of `size` alone and is to be shown others."""
+    if size is not None and (preprocess.size != size or preprocess.zoom != 1):
+        raise DistillError(
+            f"{name} takes images of {size[0]}x{size[1]} alone and cannot be shown other sizes",
+            "leave --scales away (--flip works), or export it with free height and width",
+        )
+
+
+def by_shape(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
+    """Places of prepared images that can share a batch: those of one shape, in order."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for at, image in enumerate(images):
+        found.setdefault(image.shape, []).append(at)
+    return list(found.values())
+
+
+def embed_all(model: Embedder, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Embed prepared images, each (H, W, 3), in one batch for each shape → (N, D) float32 in their order."""
+    groups = by_shape(images)
+    vectors = np.concatenate([model.embed(np.stack([images[at] for at in group])) for group in groups])
+    order = np.argsort(np.concatenate([np.asarray(group) for group in groups]))
+    found: NDArray[np.float32] = vectors[order]
+    return found
 
 
 def unit(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from distilltool.evaluation import Evaluation, gap_of, main_figure
-from distilltool.names import in_markdown, printable, titled
-from distilltool.report import Difference, EvalReport, Interval, ModelReport
+from distilltool.names import in_markdown, manner, printable, titled
+from distilltool.report import Difference, EvalReport, Interval, ModelReport, to_json
 
 FAMILIES = {
     "metrics": "{}",
@@ -58,6 +58,7 @@ def markdown(report: EvalReport) -> str:
     """The figures as tables, with the verdict and the worst queries."""
     what = f"{report.queries:,} queries, {report.gallery:,} gallery images ({report.protocol})"
     lines = [f"**{in_markdown(Path(report.data).name)}**: {what}", "", in_markdown(report.verdict), ""]
+    lines += [in_markdown(how), ""] if (how := manner(to_json(report.views), to_json(report.whitening))) else []
     lines += [_cells(["", *(model.name for model in report.models)]), _rule(len(report.models))]
     lines += [_cells([heading, *(shown(one, family) for one in values)]) for family, _, heading, values in rows(report)]
     if report.differences:

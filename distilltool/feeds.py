@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import images
+from distilltool.embedder import by_shape
 from distilltool.errors import DistillError, Exit
 from distilltool.graph import AS_IT_IS, CHAIN, RESHAPES, Graph, Shape, Value
 from distilltool.inputs import parse_setting, shape_text, split_setting, spread, the_image
@@ -205,7 +206,8 @@ def _real(subject: Subject, batch: int, wish: Wish) -> dict[str, NDArray[Any]]:
     preprocess = settle(subject.path.name, fixed_size(image), sources)
     if preprocess is None:
         raise unknown_preprocess(subject.path.name)
-    rows, skipped = images.load(wish.photos[:batch], preprocess)
-    if not len(rows):
+    found, skipped = images.load_each(wish.photos[:batch], preprocess)
+    if not found:
         raise DistillError(f"{skipped[0].path} {skipped[0].reason}", "give a folder of images that can be read")
+    rows = np.stack([found[at] for at in by_shape(found)[0]])  # a batch is of one shape
     return {image.name: preprocess.feed(rows[np.arange(batch) % len(rows)])}

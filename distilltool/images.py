@@ -291,7 +291,15 @@ def _give_way() -> None:
 
 
 def load(paths: Sequence[Path], preprocess: Preprocess) -> tuple[NDArray[np.uint8], list[Skipped]]:
-    """All files prepared, (N, H, W, 3) uint8 in memory, and those that could not be."""
+    """All files prepared to one shape, (N, H, W, 3) uint8 in memory, and those that could not be."""
+    kept, skipped = load_each(paths, preprocess)
+    if not kept:
+        return np.zeros((0, *preprocess.size, 3), np.uint8), skipped
+    return np.stack(kept), skipped
+
+
+def load_each(paths: Sequence[Path], preprocess: Preprocess) -> tuple[list[NDArray[np.uint8]], list[Skipped]]:
+    """All files prepared, each (H, W, 3) uint8, and those that could not be."""
     kept: list[NDArray[np.uint8]] = []
     skipped: list[Skipped] = []
     for path, found in zip(paths, ahead(paths, lambda p: prepare(p, preprocess)), strict=True):
@@ -299,9 +307,7 @@ def load(paths: Sequence[Path], preprocess: Preprocess) -> tuple[NDArray[np.uint
             skipped.append(Skipped(path=str(path), reason=found))
         else:
             kept.append(found)
-    if not kept:
-        return np.zeros((0, *preprocess.size, 3), np.uint8), skipped
-    return np.stack(kept), skipped
+    return kept, skipped
 
 
 def spoilt(path: str, reason: str) -> DistillError:

@@ -1,7 +1,8 @@
 """Names and texts that others chose, made fit to be shown and kept: none of them commands a terminal or ends a file."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 LABELS = {"map": "mAP", "mp": "mP", "recall": "R", "ndcg": "nDCG", "ns": "N-S", "spearman": "Spearman"}  # no cut
@@ -31,6 +32,20 @@ def titled(name: str) -> str:
     base, _, level = name.partition("-") if name != "r-precision" else (name, "", "")
     measure, at, cut = base.partition("@")
     return f"{LABELS.get(measure, measure)}{at}{'R' if cut == 'r' else cut} {level}".rstrip()
+
+
+def manner(views: Mapping[str, Any] | None, whitening: Mapping[str, Any] | None) -> str:
+    """What an evaluation's vectors are made of, by those two of its fields; nothing where that is one view of an image,
+    as it is."""
+    said = []
+    if views and views["count"] > 1:
+        pooled = "mean" if views["power"] == 1 else f"generalised mean, power {views['power']:g}"
+        scales = ", ".join(f"{one:g}" for one in views["scales"])
+        said.append(f"scales {scales}{', mirrored too' if views['flip'] else ''}, combined by {pooled}")
+    if whitening:
+        data = printable(PurePath(whitening["data"]).name)
+        said.append(f"whitened on {whitening['images']:,} images of {data}, teacher to {whitening['dim']:,} numbers")
+    return "; ".join(said)
 
 
 def in_markdown(text: str) -> str:

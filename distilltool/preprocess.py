@@ -4,7 +4,7 @@ import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -18,7 +18,7 @@ from distilltool.errors import DistillError
 METADATA_KEY = "distilltool.preprocess"
 LONGEST = 8192  # pixels of a side
 
-Resize = Literal["stretch", "shortest"]
+Resize = Literal["stretch", "shortest", "longest"]
 Channels = Literal["RGB", "BGR"]
 Layout = Literal["NCHW", "NHWC"]
 Dtype = Literal["float32", "float16", "uint8"]
@@ -117,8 +117,10 @@ class Preprocess:
     (mean and std are given in that order too).
 
     size: (height, width) in pixels. resize: "stretch" goes straight to `size`; "shortest" brings the shorter
-    side to `resize_to` pixels and cuts `size` out of the middle. crop_pct: share of each side that "stretch" keeps, the
-    middle one. source: who said so; not part of the identity.
+    side to `resize_to` pixels and cuts `size` out of the middle; "longest" shrinks an image until it fits into `size`,
+    its proportions kept and small ones left as they are, so that images differ in shape. crop_pct: share of each side
+    that "stretch" keeps, the middle one. zoom: by which the sides of "longest" are multiplied at last; flip: mirrored
+    left to right; both are of other views of an image. source: who said so; not part of the identity.
     """
 
     size: tuple[int, int]
@@ -132,6 +134,8 @@ class Preprocess:
     channels: Channels = "RGB"
     layout: Layout = "NCHW"
     dtype: Dtype = "float32"
+    zoom: float = 1.0
+    flip: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -146,6 +150,14 @@ class Preprocess:
             )
         if min(self.size) < 1 or max(self.size) > LONGEST:
             raise DistillError(f"preprocessing size {self.size} is out of range", "use 1 to 8192 pixels a side")
+        if self.resize == "longest" and self.resize_to is not None:
+            raise DistillError("preprocessing resize=longest takes no resize_to", "its size is the longest side")
+        far = not (math.isfinite(self.zoom) and 0 < self.zoom * max(self.size) <= LONGEST)
+        if far or not isinstance(self.flip, bool) or (self.zoom != 1 and self.resize != "longest"):
+            raise DistillError(
+                f"preprocessing zoom={self.zoom} or flip={self.flip} is out of range",
+                "zoom goes with resize=longest, to 8192 pixels a side; flip is true or false",
+            )
         if not 0.1 <= self.crop_pct <= 1 or (self.crop_pct != 1 and self.resize != "stretch"):
             raise DistillError(
                 f"preprocessing crop_pct={self.crop_pct} is out of range", "give 0.1 to 1, with resize=stretch"
@@ -177,7 +189,7 @@ class Preprocess:
             for name in {"mean", "std"} & set(values):
                 given = values[name]
                 typed[name] = tuple(map(float, given if isinstance(given, Sequence) else (given,) * 3))
-            for name in {"scale", "crop_pct"} & set(values):
+            for name in {"scale", "crop_pct", "zoom"} & set(values):
                 typed[name] = float(values[name])
             if values.get("resize_to") is not None:
                 typed["resize_to"] = operator.index(values["resize_to"])
@@ -189,8 +201,13 @@ class Preprocess:
         return cls(**{**values, **typed})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """All fields as JSON values; those of other views where there are any: earlier versions do not know them."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        if self.zoom == 1:
+            del values["zoom"]
+        if not self.flip:
+            del values["flip"]
+        return values
 
     def identity(self) -> str:
         """Canonical JSON of what changes the numbers: everything but `source`."""
@@ -205,6 +222,9 @@ class Preprocess:
         way = "" if self.resize == "stretch" else f" of short side {self.resize_to}"
         if self.crop_pct != 1:
             way = f" of the middle {100 * self.crop_pct:g} %"
+        if self.resize == "longest":
+            way = "" if self.zoom == 1 else f" × {self.zoom:g}"
+        way += " mirrored" if self.flip else ""
         steps = [
             "" if self.scale == 1 else _times(self.scale),
             "" if set(self.mean) == {0} else f"− {_short(self.mean)}",
@@ -217,17 +237,46 @@ class Preprocess:
         )
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize an RGB image → (H, W, 3) uint8 RGB at `size`."""
-        return deploy.resize(
-            image,
-            {
-                "size": self.size,
-                "resize": self.resize,
-                "resize_to": self.resize_to,
-                "crop_pct": self.crop_pct,
-                "interpolation": self.interpolation,
-            },
-        )
+        """Resize an RGB image → (H, W, 3) uint8 RGB at `size`, or of its own shape where that is "longest"."""
+        if self.resize == "longest":
+            made = np.asarray(image.resize(self.fitted(image.size), deploy.RESAMPLE[self.interpolation]))
+        else:
+            made = deploy.resize(
+                image,
+                {
+                    "size": self.size,
+                    "resize": self.resize,
+                    "resize_to": self.resize_to,
+                    "crop_pct": self.crop_pct,
+                    "interpolation": self.interpolation,
+                },
+            )
+        return np.ascontiguousarray(made[:, ::-1]) if self.flip else made
+
+    def fitted(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """What "longest" makes of (width, height): as Pillow's thumbnail, then times `zoom`, rounded down."""
+        height, width = self.size
+        share = min(1.0, width / sides[0], height / sides[1])
+        inside = [max(1, min(most, round(side * share))) for side, most in zip(sides, (width, height), strict=True)]
+        wide, tall = (_part(side, self.zoom) for side in inside)
+        return wide, tall
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether images prepared by this may have such a (height, width)."""
+        if self.resize != "longest":
+            return tuple(shape) == self.size
+        return all(1 <= side <= max(1, _part(most, self.zoom)) for side, most in zip(shape, self.size, strict=True))
+
+    def view(self, scale: float = 1.0, mirrored: bool = False) -> "Preprocess":
+        """Another view of the same images: sides times `scale`, rounded down as torch's interpolate does, mirrored."""
+        other = replace(self, flip=self.flip != mirrored)
+        if scale == 1:
+            return other
+        if self.resize == "longest":
+            return replace(other, zoom=self.zoom * scale)
+        height, width = (_part(side, scale) for side in self.size)
+        short = None if self.resize_to is None else max(height, width, _part(self.resize_to, scale))
+        return replace(other, size=(height, width), resize_to=short)
 
     def feed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[Any]:
         """Turn prepared images, (N, H, W, 3) uint8 RGB, into the network's input in its layout and dtype."""
@@ -256,13 +305,18 @@ class Preprocess:
         short = max(round(self.resize_to * zoom), *size) if self.resize_to else None
         return Preprocess(
             size=size,
-            resize=self.resize,
+            resize="stretch" if self.resize == "longest" else self.resize,  # a student's images are of one shape
             resize_to=short,
             crop_pct=1.0 if short else self.crop_pct * keep,
             layout="NHWC",
             dtype="uint8",
             source="distilltool",
         )
+
+
+def _part(side: int, scale: float) -> int:
+    """A side times a scale, rounded down, though 0.7 · 320 is a little less than 224 in floating point."""
+    return max(1, math.floor(side * scale + 1e-6))
 
 
 def _times(scale: float) -> str:
@@ -487,6 +541,6 @@ def merge(sources: Sequence[Mapping[str, Any]]) -> Preprocess | None:
     ratio = merged.pop("crop_ratio", 1.0)
     if merged.get("resize") == "shortest" and not merged.get("resize_to"):
         merged["resize_to"] = int(max(merged["size"]) / ratio)
-    if merged.get("resize", "stretch") == "stretch":
+    if merged.get("resize", "stretch") != "shortest":
         merged["resize_to"] = None
     return Preprocess.from_dict(merged)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distilltool import guess, images
+from distilltool.embedder import embed_all
 from distilltool.errors import DistillError, Interrupted
 from distilltool.guess import Entry, Ranking
 from distilltool.images import Photo
@@ -204,7 +205,7 @@ def _keep(
     embedder = OnnxEmbedder(model, found)
     for at in range(0, len(good), STEP):
         some = good[at : at + STEP]
-        vectors = embedder.embed(np.stack([found.prepare(picture) for _, picture in some]))
+        vectors = embed_all(embedder, [found.prepare(picture) for _, picture in some])
         finite = np.asarray(np.isfinite(vectors).all(axis=1))
         kept = [photo.sha256 for (photo, _), ok in zip(some, finite, strict=True) if ok]
         if kept:

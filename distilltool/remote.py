@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import __version__
-from distilltool.embedder import Teacher
+from distilltool.embedder import Teacher, one_size
 from distilltool.errors import DistillError, Exit, Unsure
 from distilltool.graph import Value
 from distilltool.ledger import TeacherKey
@@ -239,6 +239,11 @@ class ServedTeacher(Teacher):
             preprocess=self.preprocess.identity(),
             source=self.preprocess.source,
         )
+
+    def viewed(self, preprocess: Preprocess) -> "ServedTeacher":
+        """The same model shown its images in another way; DistillError where it takes one size alone."""
+        one_size(self.where, fixed_size(self.model.image.value), preprocess)
+        return ServedTeacher(self.model, self._server, self._output, self.pool, self._why, preprocess)
 
     def largest(self, wanted: int) -> int:
         """How many of so many images may be asked about in one request."""

@@ -257,10 +257,34 @@ class ClassReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ViewsReport:
+    """What an image's vector is made of. scales: of the sides that each model's own preprocessing gives; flip: each
+    view mirrored too; combine: "mean" or "gem"; power: of the generalised mean, 1 for the mean; count: views of
+    an image."""
+
+    scales: tuple[float, ...]
+    flip: bool
+    combine: str
+    power: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WhiteningReport:
+    """What PCA whitening was learned on. data: as it was named; images: how many, none of them evaluated; dim: of the
+    teacher's whitened vectors, a model's own is its `dim`."""
+
+    data: str
+    images: int
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
     """What `eval` found. models[0] is the teacher. conventions: how each figure is defined. gates: each on every model
     but the teacher. differences: of every two models; worst: the worst queries of each student, the worst first;
-    classes: by name, none without labels; verdict: a sentence for each student."""
+    classes: by name, none without labels; verdict: a sentence for each student. views: what a vector is made of;
+    whitening: None without it."""
 
     data: str
     queries: int
@@ -276,6 +300,8 @@ class EvalReport:
     worst: tuple[WorstQuery, ...] = ()
     classes: tuple[ClassReport, ...] = ()
     verdict: str = ""
+    views: ViewsReport | None = None
+    whitening: WhiteningReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

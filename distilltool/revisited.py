@@ -25,7 +25,7 @@ CONVENTIONS = {
     "easy": "positives easy; junk and hard ignored",
     "medium": "positives easy and hard; junk ignored",
     "hard": "positives hard; junk and easy ignored",
-    "queries": "cropped to their boxes; one size of image, one vector, no whitening beyond the model's own",
+    "queries": "cropped to their boxes",
 }
 CORNERS = 4
 

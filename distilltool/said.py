@@ -53,6 +53,11 @@ def settle(name: str, fixed: tuple[int, int] | None, sources: Sequence[Mapping[s
     if fixed is None and not any("size" in source for source in sources):
         sources = [*sources, {"size": (USUAL_SIDE, USUAL_SIDE)}]
     found = merge(sources)
+    if found is not None and fixed is not None and found.resize == "longest":
+        raise DistillError(
+            f"{name} takes images of {fixed[0]}x{fixed[1]} alone, and resize=longest keeps the shape of each",
+            "export it with free height and width, or use --preprocess resize=stretch or shortest",
+        )
     if found is not None and fixed is not None and fixed != found.size:
         raise DistillError(
             f"{name} takes images of {fixed[0]}x{fixed[1]}, the preprocessing says {found.size[0]}x{found.size[1]}",

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
-from distilltool.names import headline, json_text, printable, titled
+from distilltool.names import headline, json_text, manner, printable, titled
 
 SKIPPED_SHOWN = 5
 BAR = 10  # characters of a whole bar
@@ -326,6 +326,10 @@ class Show:
     def _eval(self, found: Any) -> None:
         counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"
         self._console.print(f"[bold]{_safe(Path(found.data).name)}: {counts}[/]")
+        from distilltool.report import to_json
+
+        if how := manner(to_json(found.views), to_json(found.whitening)):
+            self._console.print(_safe(how))
         table = Table()
         teacher, *students = found.models
         table.add_column("", no_wrap=True)
@@ -411,7 +415,7 @@ class Show:
         """What `eval` found, a line for each figure."""
         teacher, student = evaluation["models"][:2]
         data = _safe(Path(evaluation["data"]).name)
-        said = []
+        said = [how] if (how := _safe(manner(evaluation.get("views"), evaluation.get("whitening")))) else []
         for key in headline(student["metrics"]):
             ours, theirs = (_figure(one["metrics"][key]["value"]) for one in (student, teacher))
             said.append(f"{titled(key)} {ours} of {theirs}, [bold]{_percent_of(student['retention'][key])} kept[/]")

@@ -1,7 +1,7 @@
 """The student: backbone, head and length 1, from bytes to vectors; saved and loaded without pickles."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilltool.embedder import Embedder
+from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
 from distilltool.students import Backbone
 
@@ -114,6 +115,19 @@ class TorchEmbedder(Embedder):
     def space_id(self) -> str:
         """The space of its vectors."""
         return self.card.space_id
+
+    def viewed(self, preprocess: Preprocess) -> "TorchEmbedder":
+        """The same student shown its images in another way; DistillError where its network takes no such size."""
+        height, width = preprocess.size
+        try:
+            embed(self.student, np.zeros((1, height, width, 3), np.uint8))
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:  # each network its own
+            said = (str(error) or type(error).__name__).split("\n")[0]
+            raise DistillError(
+                f"{self.name} cannot be shown images of {height}x{width} ({said})",
+                "leave --scales away (--flip works)",
+            ) from None
+        return TorchEmbedder(self.student, replace(self.card, preprocess=preprocess), self.name)
 
     def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed prepared images, (N, H, W, 3) uint8 → (N, D) float32 of length 1."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import plain
-from distilltool.embedder import Teacher
+from distilltool.embedder import Teacher, one_size
 from distilltool.errors import DistillError, OutOfMemory
 from distilltool.graph import Graph, Value, sides
 from distilltool.hazards import check_graph, check_sizes
@@ -190,7 +190,8 @@ class OnnxEmbedder(Teacher):
         Raises ValueError for images of another size, OutOfMemory where the batch is too large for the machine,
         DistillError where the model fails on them otherwise.
         """
-        if images_NHWC.shape[1:] != (*self.preprocess.size, 3) or images_NHWC.dtype != np.uint8:
+        shape = images_NHWC.shape[1:]
+        if len(shape) != 3 or shape[2] != 3 or not self.preprocess.fits(shape[:2]) or images_NHWC.dtype != np.uint8:
             raise ValueError(
                 f"images are {images_NHWC.dtype} {images_NHWC.shape}, want uint8 (N, {self.preprocess.size}, 3)"
             )
@@ -200,6 +201,11 @@ class OnnxEmbedder(Teacher):
         self._dim = vectors.shape[1]
         return vectors
 
+    def viewed(self, preprocess: Preprocess) -> "OnnxEmbedder":
+        """The same model shown its images in another way; DistillError where its graph takes one size alone."""
+        one_size(self.file.path.name, self.model.size, preprocess)
+        return OnnxEmbedder(self.model, preprocess)
+
     def _run(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images_NHWC)
         if self.batch and count < self.batch:
@@ -207,7 +213,8 @@ class OnnxEmbedder(Teacher):
         try:
             found = np.asarray(self.model.run(self.preprocess.feed(images_NHWC)))
         except RUNTIME_ERRORS as error:
-            raise _failed(self.file.path, count, self.preprocess.size, error) from None
+            height, width = images_NHWC.shape[1:3]
+            raise _failed(self.file.path, count, (height, width), error) from None
         last = self.model.choice.channels_last
         vectors = to_vectors(
             found, self.pool, channels_last(found.shape, self.preprocess.layout) if last is None else last

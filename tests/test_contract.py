@@ -47,7 +47,8 @@ FLAGS = {
     | COMMON
     | TERMS
     | {"--data", "--teacher", "--protocol", "--store", "--gate"}
-    | {"--html", "--csv", "--markdown"},
+    | {"--html", "--csv", "--markdown"}
+    | {"--scales", "--flip", "--combine", "--whiten", "--whiten-dim"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
     | {"--precision", "--min-overlap", "--max-drop", "--smaller", "--mixed", "--device", "--vectors", "--image"},
@@ -182,7 +183,10 @@ EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_
     "worst",
     "classes",
     "verdict",
+    "views",
+    "whitening",
 }
+VIEWS = {"scales", "flip", "combine", "power", "count"}
 MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
 EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
@@ -369,6 +373,7 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found["fidelity"]["overlap@10"]) == INTERVAL
     found = call("eval", "run", "--data", "labelled")
     assert set(found) == EVAL and set(found["models"][1]) == MODEL
+    assert set(found["views"]) == VIEWS and found["whitening"] is None
     student = found["models"][1]
     assert set(student["metrics"]) == set(student["retention"]) == METRICS
     assert set(student["fidelity"]) == {"overlap@10", "spearman"}

@@ -13,7 +13,8 @@ from distilltool.bought import is_vectors
 from distilltool.embedder import Teacher
 from distilltool.errors import DistillError
 from distilltool.evaluation import Evaluation
-from distilltool.report import Speedup
+from distilltool.names import manner
+from distilltool.report import Speedup, to_json
 from distilltool.rundir import RunDir, read_json
 
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, DistillError)
@@ -69,6 +70,7 @@ def gather(made: Evaluation, teacher: Teacher, models: Sequence[RunDir | Path]) 
     said = [
         ("Data", f"{Path(report.data).name}, {report.queries:,} queries in a gallery of {report.gallery:,} images"),
         ("Protocol", report.protocol),
+        *([("Vectors", how)] if (how := manner(to_json(report.views), to_json(report.whitening))) else []),
         ("Left out", f"{len(report.skipped):,} files that could not be read" if report.skipped else "nothing"),
         ("Answers of the teacher", f"{asked.get('new', 0):,} asked for now, {asked.get('cached', 0):,} known before"),
         ("Made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC in {report.seconds:,.1f} s"),

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import images, metrics
+from distilltool import images, metrics, whitening
 from distilltool.datasets import Dataset
-from distilltool.embedder import Embedder, unit
+from distilltool.embedder import Embedder, embed_all, unit
 from distilltool.errors import DistillError
 from distilltool.evaluation import Evaluation, Measured, completed
 from distilltool.images import Box
 from distilltool.metrics import Task
 from distilltool.progress import Progress
-from distilltool.report import EvalReport, Interval, ModelReport, Skipped
+from distilltool.report import EvalReport, Interval, ModelReport, Skipped, ViewsReport, WhiteningReport
+from distilltool.views import ONE, Views
 
 BATCH = 32
+PIXELS = BATCH * 512 * 512  # of a batch: of larger images fewer at once, so that a network's maps fit into memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +38,54 @@ class Known:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A model to measure. dims: lengths at which its vectors are of use when cut. vectors: (N, D), a row for each of
-    the dataset's `rows`, where they are known and the model need not be asked."""
+    the dataset's `rows`, where they are known and the model need not be asked; apart: those of images apart."""
 
     model: Embedder
     dims: tuple[int, ...] = ()
     vectors: NDArray[np.float32] | None = None
+    apart: NDArray[np.float32] | None = None
 
 
-def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str, progress: Progress) -> Evaluation:
-    """Measure each model on the images the teacher has answered about, beside the teacher itself."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Apart:
+    """Images that whitening is learned on, none of those evaluated. data: as the user named them; vectors: the
+    teacher's, (N, D) at length 1, a row for each path; dim: directions that are kept, None for all."""
+
+    data: str
+    paths: tuple[Path, ...]
+    vectors: NDArray[np.float32]
+    dim: int | None
+
+    def whitened(
+        self, vectors_ND: NDArray[np.float32], learned_on_ND: NDArray[np.float32], model: str
+    ) -> NDArray[np.float32]:
+        """Vectors of a model, whitened as its vectors of these images, of which the first D numbers count."""
+        width = vectors_ND.shape[1]
+        cut = width < learned_on_ND.shape[1]  # the first numbers of vectors that are of use when cut
+        dim = self.dim if self.dim is None or not cut else min(self.dim, width)
+        return whitening.learn(unit(learned_on_ND[:, :width]), dim, model).apply(vectors_ND)
+
+
+def evaluate(
+    entries: Sequence[Entry],
+    dataset: Dataset,
+    known: Known,
+    data: str,
+    progress: Progress,
+    views: Views = ONE,
+    apart: Apart | None = None,
+) -> Evaluation:
+    """Measure each model on the images the teacher has answered about, beside the teacher itself.
+
+    views: those that the teacher's vectors are of, and that every model's are made of. apart: None without whitening.
+    """
     began = time.perf_counter()
     paths = [dataset.paths[row] for row in known.rows]
     boxes = None if dataset.boxes is None else [dataset.boxes[row] for row in known.rows]
     task = _task(dataset, known.rows, data)
     known = replace(known, vectors=_behind(known.vectors, known.name, dataset))
+    if apart is not None:
+        known = replace(known, vectors=apart.whitened(known.vectors, apart.vectors, known.name))
     if dataset.distractors is not None:
         more = np.arange(len(paths), len(known.vectors))
         task = replace(task, gallery=np.concatenate([task.gallery, more]))
@@ -67,19 +103,30 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
     ]
     measured = [Measured(name=known.name, vectors=known.vectors, values=theirs)]
     for entry in entries:
-        made = entry.vectors if entry.vectors is not None else embed_files(entry.model, paths, progress, boxes)
+        made = entry.vectors
+        if made is None:
+            made = embed_views(entry.model, paths, progress, views, boxes)
         vectors = _behind(unit(made), entry.model.name, dataset)
         if len(vectors) != len(known.vectors):
             raise DistillError(
                 f"{dataset.distractors} has another number of vectors for {entry.model.name} than for {known.name}",
                 "embed the same distractors with each model",
             )
-        whole, values = _measure(entry.model, vectors, known, task, theirs)
-        measured.append(Measured(name=entry.model.name, vectors=vectors, values=values))
+        learned_on = entry.apart
+        if learned_on is None and apart is not None:
+            learned_on = embed_views(entry.model, apart.paths, progress, views)
+        cuts = [vectors, *(unit(vectors[:, :dim]) for dim in entry.dims if dim < vectors.shape[1])]
+        across = vectors
+        if apart is not None and learned_on is not None:
+            if entry.model.space_id == known.space_id:
+                across = apart.whitened(vectors, apart.vectors, known.name)
+            cuts = [apart.whitened(cut, learned_on, entry.model.name) for cut in cuts]
+        whole, values = _measure(entry.model, cuts[0], known, task, theirs, across)
+        measured.append(Measured(name=entry.model.name, vectors=cuts[0], values=values))
+        dims = [dim for dim in entry.dims if dim < vectors.shape[1]]
         nested = {
-            str(dim): _measure(entry.model, unit(vectors[:, :dim]), known, task, theirs)[0]
-            for dim in entry.dims
-            if dim < vectors.shape[1]
+            str(dim): _measure(entry.model, cut, known, task, theirs, cut)[0]
+            for dim, cut in zip(dims, cuts[1:], strict=True)
         }
         reports.append(replace(whole, nested=nested))
     report = EvalReport(
@@ -90,7 +137,18 @@ def evaluate(entries: Sequence[Entry], dataset: Dataset, known: Known, data: str
         models=tuple(reports),
         skipped=known.skipped,
         teacher_queries=known.queries,
-        conventions={**metrics.conventions(dataset.figures if task.is_judged else ()), **dataset.conventions},
+        conventions={
+            **metrics.conventions(dataset.figures if task.is_judged else ()),
+            **dataset.conventions,
+            "views": views.convention(),
+            "whitening": "none beyond the models' own" if apart is None else whitening.CONVENTION,
+        },
+        views=ViewsReport(
+            scales=views.scales, flip=views.flip, combine=views.combine, power=views.power or 1.0, count=views.count
+        ),
+        whitening=None
+        if apart is None
+        else WhiteningReport(data=apart.data, images=len(apart.paths), dim=known.vectors.shape[1]),
         seconds=time.perf_counter() - began,
     )
     labels = None if dataset.labels is None else [dataset.labels[row] for row in known.rows]
@@ -143,9 +201,14 @@ def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> ND
 
 
 def _measure(
-    model: Embedder, vectors: NDArray[np.float32], known: Known, task: Task, theirs: dict[str, NDArray[np.float64]]
+    model: Embedder,
+    vectors: NDArray[np.float32],
+    known: Known,
+    task: Task,
+    theirs: dict[str, NDArray[np.float64]],
+    queries: NDArray[np.float32],
 ) -> tuple[ModelReport, dict[str, NDArray[np.float64]]]:
-    """A model's report, and its figures of each query, (Q,)."""
+    """A model's report, and its figures of each query, (Q,). queries: its vectors as put to the teacher's gallery."""
     ours = _labelled(task, vectors, vectors)
     k = metrics.reach(len(task.gallery))
     shared = metrics.overlap(task, known.vectors, vectors, k)
@@ -155,8 +218,8 @@ def _measure(
     }
     across = None
     if model.space_id == known.space_id:
-        across = _intervals(_labelled(task, vectors, known.vectors))
-        overlap = metrics.overlap(task, known.vectors, vectors, k, model_gallery_ND=known.vectors)
+        across = _intervals(_labelled(task, queries, known.vectors))
+        overlap = metrics.overlap(task, known.vectors, queries, k, model_gallery_ND=known.vectors)
         across["overlap@10"] = metrics.interval(overlap)
     report = ModelReport(
         name=model.name,
@@ -180,6 +243,20 @@ def _intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, Interval]:
     return {name: metrics.interval(value) for name, value in values.items()}
 
 
+def embed_views(
+    model: Embedder,
+    paths: Sequence[Path],
+    progress: Progress,
+    views: Views = ONE,
+    boxes: Sequence[Box | None] | None = None,
+) -> NDArray[np.float32]:
+    """One vector of length 1 an image of all its views, (N, D) float32."""
+    hows = views.of(model.preprocess)
+    return views.combined(
+        embed_files(model if views.are_one else model.viewed(how), paths, progress, boxes) for how in hows
+    )
+
+
 def embed_files(
     model: Embedder, paths: Sequence[Path], progress: Progress, boxes: Sequence[Box | None] | None = None
 ) -> NDArray[np.float32]:
@@ -192,8 +269,9 @@ def embed_files(
         if isinstance(found, str):
             raise DistillError(f"{paths[at]} {found}", "the teacher could read it a moment ago; put it back")
         waiting.append(found)
-        if len(waiting) == BATCH or at == len(paths) - 1:
-            parts.append(model.embed(np.stack(waiting)))
+        full = len(waiting) == BATCH or sum(one[..., 0].size for one in waiting) >= PIXELS
+        if full or at == len(paths) - 1:
+            parts.append(embed_all(model, waiting))
             progress.advance(len(waiting))
             waiting.clear()
     progress.end()

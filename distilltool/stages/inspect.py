@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distilltool import guess, images, sanity
 from distilltool.anatomy import Anatomy, dissect
+from distilltool.embedder import by_shape, embed_all
 from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess, parse_flags
 from distilltool.probe import guessed, look, outcome_of, pictures
@@ -82,14 +83,15 @@ def _try(
     if not photos:
         return _time(embedder, _noise(2, preprocess.size))
     chosen = [photos[at] for at in np.unique(np.linspace(0, len(photos) - 1, CHECKED).astype(int))]
-    rows, skipped = images.load(chosen, preprocess)
-    if not len(rows):
+    rows, skipped = images.load_each(chosen, preprocess)
+    if not rows:
         raise DistillError(f"none of {len(chosen)} images could be read ({skipped[0].reason})", "check the folder")
-    timed = _time(embedder, rows[:2])
+    alike = [rows[at] for at in by_shape(rows)[0]]
+    timed = _time(embedder, np.stack(alike[:2]))
     progress.begin("looking at its vectors", len(rows), "images")
     vectors = []
     for at in range(0, len(rows), 8):
-        vectors.append(embedder.embed(rows[at : at + 8]))
+        vectors.append(embed_all(embedder, rows[at : at + 8]))
         progress.advance(len(vectors[-1]))
     progress.end()
     return Trial(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distilltool import images, sanity
 from distilltool.bought import BoughtTeacher, Matched
 from distilltool.choice import Choice
-from distilltool.embedder import Teacher
+from distilltool.embedder import Teacher, by_shape
 from distilltool.errors import DistillError, Interrupted, OutOfMemory, Unsure
 from distilltool.images import Inventory, Photo
 from distilltool.interrupt import stop_gently
@@ -215,8 +215,12 @@ class _Line:
     checked: bool = False
 
     def ask(self, arrays: dict[bytes, NDArray[np.uint8]]) -> set[bytes]:
-        """One batch, claimed already; its answers are committed before this returns. Names answers of no use."""
-        waiting, bad = [list(arrays)], set[bytes]()
+        """One batch, claimed already; its answers are committed before this returns. Names answers of no use.
+
+        Images of several shapes are put to the teacher shape by shape.
+        """
+        keys, bad = list(arrays), set[bytes]()
+        waiting = [[keys[at] for at in group] for group in by_shape(list(arrays.values()))]
         try:
             while waiting:
                 some = waiting[0]
