@@ -7,15 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool.measures import CUT_MAP, MEASURES, Ranked
+from distilltool.progress import Progress, Silent
 from distilltool.report import Interval
-from distilltool.search import Gallery, nearest
+from distilltool.search import BLOCK, PLACES, Gallery
 from distilltool.truth import LABELLED, Figure, Truth
 
 RESAMPLES = 1000
 NEIGHBOURS = 10
-BLOCK = 512  # queries whose ranking is held at once, fewer where it is long
-PLACES = 1 << 23  # of the rankings that are held at once
 SCORES = 1 << 26  # of whole galleries that are held at once
+SHORT = 100  # neighbours up to which fetching them costs less than counting who is before the positives
+FEW = 32  # positives up to which counting for each who is before it costs less than sorting the gallery
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
 SPEARMAN_GALLERY = 5000
 CONVENTIONS = {
@@ -55,8 +56,9 @@ class Task:
 
     @property
     def itself(self) -> NDArray[np.int64]:
-        place = {row: at for at, row in enumerate(self.gallery.tolist())}
-        return np.array([place.get(row, -1) for row in self.query.tolist()], np.int64)
+        place = np.full(max(int(rows.max(initial=0)) for rows in (self.gallery, self.query)) + 1, -1, np.int64)
+        place[self.gallery] = np.arange(len(self.gallery))
+        return place[self.query]
 
     @property
     def is_judged(self) -> bool:
@@ -65,34 +67,69 @@ class Task:
 
 
 def labelled(
-    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32]
+    task: Task,
+    query_ND: NDArray[np.float32],
+    gallery_ND: NDArray[np.float32],
+    progress: Progress | None = None,
+    name: str = "",
 ) -> dict[str, NDArray[np.float64]]:
     """Per-query figures against labels or lists, each (Q,), NaN for a query without positives.
 
     query_ND, gallery_ND: vectors of length 1 of all images, of which `task` picks its rows; they differ where a
-    student's queries are put to the teacher's gallery.
+    student's queries are put to the teacher's gallery. name: whose ranking it is, for the progress.
     """
+    watch = progress or Silent()
     relevance = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
     depth = _depth(task, relevance)
-    queries_QD, gallery, itself = query_ND[task.query], Gallery(gallery_ND[task.gallery]), task.itself
-    whole = depth == len(task.gallery) and bool(task.truth)  # few positives: their ranks are counted, nothing is sorted
-    step = max(1, SCORES // depth if whole else min(BLOCK, PLACES // depth))
+    gallery, itself = Gallery(gallery_ND, task.gallery), task.itself
+    most = max(1, *(int(judge.positives.max(initial=0)) for judge in relevance.values()))
+    step = max(1, min(SCORES // len(task.gallery), PLACES // most) if depth > SHORT else min(BLOCK, PLACES // depth))
     parts: dict[str, list[NDArray[np.float64]]] = {figure.name: [] for figure in task.figures}
+    watch.begin(f"ranking by {name}", len(task.query), "queries")
     for at in range(0, len(task.query), step):
         block = slice(at, at + step)
-        if whole:
-            scores_QG = gallery.scores(queries_QD[block])
+        queries_QD = query_ND[task.query[block]]
+        if depth > SHORT:  # the ranks of the positives are counted, nothing is sorted
+            scores_QG = gallery.scores(queries_QD)
+            ranked = {level: _counted(judge, scores_QG, block) for level, judge in relevance.items()}
+            watch.advance(len(queries_QD))
         else:
-            found_QK = gallery.nearest(queries_QD[block], depth, itself[block]).ids
-        for level, judge in relevance.items():
-            if whole and isinstance(judge, _ByList):
-                ranked = judge.counted(scores_QG, block)
-            else:
-                ranked = judge.ranked(found_QK, block)
-            for figure in task.figures:
-                if figure.level == level:
-                    parts[figure.name].append(MEASURES[figure.measure].of(ranked, figure.cut))
+            found_QK = gallery.nearest(queries_QD, depth, itself[block], watch).ids
+            ranked = {level: judge.ranked(found_QK, block) for level, judge in relevance.items()}
+        for figure in task.figures:
+            parts[figure.name].append(MEASURES[figure.measure].of(ranked[figure.level], figure.cut))
+    watch.end()
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _counted(judge: "_ByLabel | _ByList", scores_QG: NDArray[np.float32], block: slice) -> Ranked:
+    """The ranks of all positives from the scores of the whole gallery: 1, and one for each image that is before it."""
+    positives = judge.positives[block]
+    rank = np.zeros((len(scores_QG), int(positives.max(initial=0))), np.int64)
+    for at, scores_G in enumerate(scores_QG):
+        right, left_out = judge.places(block.start + at)
+        kept = scores_G[left_out]
+        scores_G[left_out] = -np.inf
+        rank[at, : len(right)] = np.sort(_before(scores_G, right)) + 1
+        scores_G[left_out] = kept
+    return Ranked(rank=rank, positives=positives)
+
+
+def _before(scores_G: NDArray[np.float32], places_P: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many images are before each of these places, (P,): those of a higher score, of equals the earlier ones."""
+    mine = scores_G[places_P]
+    if len(places_P) <= FEW:
+        pairs = zip(places_P.tolist(), mine, strict=True)
+        return np.array(
+            [np.count_nonzero(scores_G[:at] >= one) + np.count_nonzero(scores_G[at:] > one) for at, one in pairs],
+            np.int64,
+        )
+    rising = np.sort(scores_G)
+    last = np.searchsorted(rising, mine, "right")
+    before = len(rising) - last
+    for tied in np.flatnonzero(last - np.searchsorted(rising, mine, "left") > 1):
+        before[tied] += np.count_nonzero(scores_G[: places_P[tied]] == mine[tied])
+    return before
 
 
 class _ByLabel:
@@ -100,9 +137,17 @@ class _ByLabel:
 
     def __init__(self, task: Task, labels: NDArray[np.int64]) -> None:
         self.query, self.gallery = labels[task.query], labels[task.gallery]
-        sizes = np.bincount(self.gallery, minlength=int(labels.max(initial=0)) + 1)
-        self.positives = (sizes[self.query] - (task.itself >= 0)).astype(np.int64)
+        self._sizes = sizes = np.bincount(self.gallery, minlength=int(labels.max(initial=0)) + 1)
+        self.itself = task.itself
+        self.positives = (sizes[self.query] - (self.itself >= 0)).astype(np.int64)
         self.ignored = 0
+        self._by_label, self._ends = np.argsort(self.gallery, kind="stable"), np.cumsum(sizes)
+
+    def places(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in the gallery the positives of a query stand, and what takes no part."""
+        label, own = self.query[query], self.itself[query : query + 1]
+        mine = self._by_label[self._ends[label] - self._sizes[label] : self._ends[label]]
+        return mine[mine != own], own[own >= 0]
 
     def ranked(self, found_QK: NDArray[np.int64], block: slice) -> Ranked:
         """Places in the gallery that some queries found, judged."""
@@ -134,21 +179,9 @@ class _ByList:
             rank[at] = np.where(np.isin(found_QK[at], right), np.cumsum(kept), 0)
         return Ranked(rank=_closed_up(rank), positives=self.positives[block])
 
-    def counted(self, scores_QG: NDArray[np.float32], block: slice) -> Ranked:
-        """The ranks of all positives from the scores of the whole gallery: 1, and one for each image that is better."""
-        rank = np.zeros((len(scores_QG), int(self.positives[block].max(initial=0))), np.int64)
-        for at, (right, left_out) in enumerate(self.lists[block]):
-            scores_G = scores_QG[at].copy()
-            scores_G[left_out] = -np.inf
-            rising, mine = np.sort(scores_G), scores_G[right]
-            last = np.searchsorted(rising, mine, "right")
-            better = len(rising) - last
-            for tied in np.flatnonzero(last - np.searchsorted(rising, mine, "left") > 1):
-                better[tied] += np.count_nonzero(
-                    scores_G[: right[tied]] == mine[tied]
-                )  # of equals the lower id is first
-            rank[at, : len(right)] = np.sort(1 + better)
-        return Ranked(rank=rank, positives=self.positives[block])
+    def places(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in the gallery the positives of a query stand, and what takes no part."""
+        return self.lists[query]
 
 
 def _closed_up(rank_QK: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -184,6 +217,29 @@ def reach(gallery: int) -> int:
     return min(NEIGHBOURS, max(1, (gallery - 1) // 2))
 
 
+def neighbours(
+    task: Task,
+    query_ND: NDArray[np.float32],
+    gallery_ND: NDArray[np.float32],
+    k: int,
+    progress: Progress | None = None,
+    name: str = "",
+) -> NDArray[np.int64]:
+    """Per query the places in the gallery of its k nearest, (Q, k), −1 where there are no more.
+
+    query_ND, gallery_ND, name: as of `labelled`.
+    """
+    watch = progress or Silent()
+    gallery, itself = Gallery(gallery_ND, task.gallery), task.itself
+    watch.begin(f"nearest by {name}", len(task.query), "queries")
+    found = [
+        gallery.nearest(query_ND[task.query[at : at + BLOCK]], k, itself[at : at + BLOCK], watch).ids
+        for at in range(0, len(task.query), BLOCK)
+    ]
+    watch.end()
+    return np.concatenate(found)
+
+
 def overlap(
     task: Task,
     teacher_ND: NDArray[np.float32],
@@ -196,9 +252,7 @@ def overlap(
     model_gallery_ND: what the model's queries are put to where that is not the model's own gallery.
     """
     gallery_ND = model_ND if model_gallery_ND is None else model_gallery_ND
-    theirs = nearest(teacher_ND[task.query], teacher_ND[task.gallery], k, task.itself).ids
-    ours = nearest(model_ND[task.query], gallery_ND[task.gallery], k, task.itself).ids
-    return shared(theirs, ours)
+    return shared(neighbours(task, teacher_ND, teacher_ND, k), neighbours(task, model_ND, gallery_ND, k))
 
 
 def shared(theirs_QK: NDArray[np.int64], ours_QK: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -224,11 +278,12 @@ def spearman(
     gallery = task.gallery
     if len(gallery) > SPEARMAN_GALLERY:
         gallery = np.sort(rng.choice(gallery, SPEARMAN_GALLERY, replace=False))
-    found = []
-    for row in task.query[places]:
-        others = gallery[gallery != row]
-        a = _ranks(teacher_ND[others] @ teacher_ND[row])
-        b = _ranks(gallery_ND[others] @ model_ND[row])
+    rows, found = task.query[places], []
+    theirs_QG = Gallery(teacher_ND, gallery).scores(teacher_ND[rows])
+    ours_QG = Gallery(gallery_ND, gallery).scores(model_ND[rows])
+    for row, theirs_G, ours_G in zip(rows, theirs_QG, ours_QG, strict=True):
+        others = gallery != row
+        a, b = _ranks(theirs_G[others]), _ranks(ours_G[others])
         spread = a.std() * b.std()
         found.append(((a - a.mean()) * (b - b.mean())).mean() / spread if spread > 0 else 0.0)
     return np.array(found)

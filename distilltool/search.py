@@ -1,15 +1,21 @@
 """Exact nearest neighbours and clusters, by faiss, block by block."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 512  # queries at once: beyond 128,000 / D faiss multiplies matrices instead of single vectors
+from distilltool.progress import Progress, Silent
+
+BLOCK = 2048  # queries at once: from 128,000 / D on faiss multiplies matrices instead of single vectors
+ROWS = 1 << 17  # of a gallery at once, a multiple of faiss's own 1024: which of them are edges decides the last bit
+COPIED = 1 << 28  # bytes of gallery rows that lie apart and are held side by side
+PLACES = 1 << 23  # of candidates, or of scores, that are held at once
+COMPARED = 1024  # queries whose scores are all looked at, at once
 SLACK = 32  # faiss orders ties by falling id; fetching a few more lets us order them by rising id
+LOOKED = 1 << 16  # numbers that are looked at at once: what is asked of them stays in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,38 +27,106 @@ class Neighbours:
 
 
 class Gallery:
-    """Vectors that are searched again and again; faiss keeps a copy of its own, from the first search on."""
+    """Vectors that are searched where they are, in memory or in a mapped file: what is searched is never copied whole.
 
-    def __init__(self, vectors_GD: NDArray[np.float32]) -> None:
-        self._vectors = np.ascontiguousarray(_finite(vectors_GD), np.float32)
+    Rows that lie apart are copied block by block, or once where they are few.
+    """
 
-    @cached_property
-    def _index(self) -> Any:
-        index = faiss.IndexFlatIP(self._vectors.shape[1])
-        index.add(self._vectors)
-        return index
+    def __init__(self, vectors_ND: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> None:
+        """rows: which of the vectors are searched, in this order; None for all. Ids are places among them.
+
+        Raises ValueError where a vector is not finite (faiss would lose such rows without a word).
+        """
+        vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)  # as it is where it is that already
+        if rows is not None and _is_run(rows):
+            vectors_ND, rows = vectors_ND[rows[0] : rows[-1] + 1], None
+        elif rows is not None and len(rows) * vectors_ND.shape[1] * 4 <= COPIED:
+            vectors_ND, rows = vectors_ND[rows], None
+        self._vectors, self._rows = vectors_ND, rows
+        self.size = len(vectors_ND) if rows is None else len(rows)
+        for _, block_BD in self._blocks(ROWS):
+            check_finite(block_BD)
+
+    def _blocks(self, most: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The place of each block's first row and its vectors, at most so many."""
+        if self._rows is not None:
+            most = min(most, max(1024, COPIED // (4 * self._vectors.shape[1]) // 1024 * 1024))
+        for at in range(0, self.size, most):
+            some = slice(at, at + most)
+            yield at, self._vectors[some] if self._rows is None else self._vectors[self._rows[some]]
 
     def scores(self, queries_QD: NDArray[np.float32]) -> NDArray[np.float32]:
         """The inner product of each query with all vectors, (Q, G)."""
-        found: NDArray[np.float32] = _finite(queries_QD).astype(np.float32) @ self._vectors.T
+        check_finite(queries_QD)
+        if self._rows is None:
+            return _products(queries_QD, self._vectors)
+        found = np.empty((len(queries_QD), self.size), np.float32)
+        for at, block_BD in self._blocks(ROWS):
+            found[:, at : at + len(block_BD)] = _products(queries_QD, block_BD)
         return found
 
-    def nearest(self, queries_QD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None) -> Neighbours:
+    def nearest(
+        self,
+        queries_QD: NDArray[np.float32],
+        k: int,
+        itself: NDArray[np.int64] | None = None,
+        progress: Progress | None = None,
+    ) -> Neighbours:
         """The k rows of largest inner product, ordered by (−score, id).
 
-        itself: (Q,) the row that is the query and must not be found, −1 for none.
-        Raises ValueError where a vector is not finite (faiss would lose such rows without a word).
+        itself: (Q,) the row that is the query and must not be found, −1 for none. progress: told of queries as they are
+        done; of one in a long gallery, as parts of a block of them.
+        Raises ValueError where a query is not finite.
         """
-        queries_QD = np.ascontiguousarray(_finite(queries_QD), np.float32)
+        check_finite(queries_QD)
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         own = np.full(len(queries_QD), -1, np.int64) if itself is None else itself
         ids = np.full((len(queries_QD), k), -1, np.int64)
         scores = np.full((len(queries_QD), k), -np.inf, np.float32)
-        size = self._index.ntotal
-        for at in range(0, len(queries_QD), BLOCK):
-            rows = np.arange(at, min(at + BLOCK, len(queries_QD)))
-            unsure = _fill(self._index, queries_QD, own, rows, min(k + 1 + SLACK, size), ids, scores)
-            if len(unsure):  # more equal scores than were fetched: only the whole gallery tells which ids are lowest
-                _fill(self._index, queries_QD, own, unsure, size, ids, scores)
+        fetch = min(k + 1 + SLACK, self.size)
+        step = max(1, min(BLOCK, PLACES // fetch))
+        for at in range(0, len(queries_QD), step):
+            block = slice(at, at + step)
+            found_QF = self._fetched(queries_QD[block], fetch, progress or Silent())
+            unsure = at + _settled(found_QF, own[block], self.size, ids[block], scores[block])
+            for start in range(0, len(unsure), COMPARED):
+                some = unsure[start : start + COMPARED]
+                exact = self._compared(queries_QD[some], own[some], k)
+                ids[some], scores[some] = exact.ids, exact.scores
+        return Neighbours(ids=ids, scores=scores)
+
+    def _fetched(self, queries_QD: NDArray[np.float32], fetch: int, progress: Progress) -> Neighbours:
+        """So many rows of largest inner product as faiss finds them, in no order that is promised among equals."""
+        heap, told = None, 0
+        for at, block_BD in self._blocks(ROWS):
+            scores, ids = faiss.knn(queries_QD, block_BD, min(fetch, len(block_BD)), faiss.METRIC_INNER_PRODUCT)
+            done = len(queries_QD) * min(at + len(block_BD), self.size) // self.size
+            progress.advance(done - told)
+            told = done
+            if len(block_BD) == self.size:
+                return Neighbours(ids=ids, scores=scores)
+            heap = heap or faiss.ResultHeap(len(queries_QD), fetch, keep_max=True)
+            heap.add_result(scores, ids + at)
+        assert heap is not None
+        heap.finalize()
+        return Neighbours(ids=heap.I, scores=heap.D)
+
+    def _compared(self, queries_QD: NDArray[np.float32], own_Q: NDArray[np.int64], k: int) -> Neighbours:
+        """As `nearest` for a few queries, by looking at all scores: of equals what comes first in the gallery stays."""
+        ids = np.full((len(queries_QD), k), -1, np.int64)
+        scores = np.full((len(queries_QD), k), -np.inf, np.float32)
+        for at, block_BD in self._blocks(max(1024, PLACES // len(queries_QD) // 1024 * 1024)):
+            found_QB = _products(queries_QD, block_BD)
+            inside = np.flatnonzero((own_Q >= at) & (own_Q < at + len(block_BD)))
+            found_QB[inside, own_Q[inside] - at] = -np.inf
+            for query, found_B in enumerate(found_QB):
+                better = np.flatnonzero(found_B > scores[query, -1])
+                if not len(better):
+                    continue
+                merged_ids = np.concatenate([ids[query], at + better])
+                merged = np.concatenate([scores[query], found_B[better]])
+                order = np.argsort(-merged, kind="stable")[:k]  # in order of id among equals already
+                ids[query], scores[query] = merged_ids[order], merged[order]
         return Neighbours(ids=ids, scores=scores)
 
 
@@ -63,33 +137,46 @@ def nearest(
     return Gallery(gallery_GD).nearest(queries_QD, k, itself)
 
 
-def _finite(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(vectors_ND).all():
-        raise ValueError("vectors hold NaN or infinity")
-    return vectors_ND
+def check_finite(vectors_ND: NDArray[np.float32]) -> None:
+    """Raise ValueError where a number is NaN or infinite, without holding more than a little beside the vectors."""
+    step = max(1, LOOKED // max(1, vectors_ND.shape[1]))
+    for at in range(0, len(vectors_ND), step):
+        if not np.isfinite(vectors_ND[at : at + step]).all():
+            raise ValueError("vectors hold NaN or infinity")
 
 
-def _fill(
-    index: Any,
-    queries_QD: NDArray[np.float32],
-    own: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    fetch: int,
-    ids: NDArray[np.int64],
-    scores: NDArray[np.float32],
+def _is_run(rows: NDArray[np.int64]) -> bool:
+    """Whether rows follow each other without a gap, so that a slice is all of them."""
+    return bool(len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all())
+
+
+def _products(queries_QD: NDArray[np.float32], block_BD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products, (Q, B). A single query is multiplied as two: alone it takes a way on which equal rows may differ
+    in the last bit."""
+    queries_QD = queries_QD.astype(np.float32, copy=False)
+    if len(queries_QD) == 1:
+        return _products(queries_QD.repeat(2, axis=0), block_BD)[:1]
+    found: NDArray[np.float32] = queries_QD @ block_BD.T
+    return found
+
+
+def _settled(
+    found: Neighbours, own_Q: NDArray[np.int64], size: int, ids: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Search some rows and write their answers; returns those whose k-th score may go on beyond what was fetched."""
-    k = ids.shape[1]
-    got_scores, got_ids = index.search(queries_QD[rows], fetch)
+    """Put what was fetched into order and write it; returns the queries whose k-th score may go on beyond it."""
+    got_ids, got_scores = found.ids, found.scores
+    k, fetch = ids.shape[1], got_ids.shape[1]
     last = got_scores[:, -1].copy()
-    mine = got_ids == own[rows, None]
-    got_scores[mine], got_ids[mine] = -np.inf, index.ntotal
+    mine = got_ids == own_Q[:, None]
+    got_scores[mine], got_ids[mine] = -np.inf, size
     order = np.lexsort((got_ids, -got_scores), axis=1)[:, :k]
     width = order.shape[1]
-    found_ids, found_scores = (np.take_along_axis(got, order, axis=1) for got in (got_ids, got_scores))
-    ids[rows, :width] = np.where(found_scores == -np.inf, -1, found_ids)
-    scores[rows, :width] = found_scores
-    return rows[last >= found_scores[:, -1]] if fetch < index.ntotal else rows[:0]
+    found_ids = np.take_along_axis(got_ids, order, axis=1)
+    found_scores = np.take_along_axis(got_scores, order, axis=1)
+    ids[:, :width] = np.where(found_scores == -np.inf, -1, found_ids)
+    scores[:, :width] = found_scores
+    unsure = last >= found_scores[:, -1] if fetch < size else np.zeros(len(own_Q), np.bool_)
+    return np.flatnonzero(unsure).astype(np.int64)
 
 
 def clusters(vectors_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distilltool import metrics
 from distilltool.metrics import Task, labelled
+from distilltool.progress import Progress
 from distilltool.search import Gallery, Neighbours
 from distilltool.truth import Figure, Truth, listed
 
@@ -148,10 +149,14 @@ def test_only_as_many_neighbours_as_the_figures_need(monkeypatch: pytest.MonkeyP
 
     class Watched(Gallery):
         def nearest(
-            self, queries_QD: NDArray[np.float32], k: int, itself: NDArray[np.int64] | None = None
+            self,
+            queries_QD: NDArray[np.float32],
+            k: int,
+            itself: NDArray[np.int64] | None = None,
+            progress: Progress | None = None,
         ) -> Neighbours:
             asked.append(k)
-            return super().nearest(queries_QD, k, itself)
+            return super().nearest(queries_QD, k, itself, progress)
 
     monkeypatch.setattr(metrics, "Gallery", Watched)
     vectors = np.eye(1, 4, dtype=np.float32).repeat(50, axis=0)  # all the same: order is that of the ids

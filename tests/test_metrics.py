@@ -8,7 +8,9 @@ import pytest
 
 from distilltool import metrics
 from distilltool.metrics import Task
+from distilltool.progress import Silent
 from distilltool.report import to_json
+from distilltool.truth import Figure, Truth, listed, recalls
 
 
 def ranked(hits: list[int]) -> tuple[Task, np.ndarray]:
@@ -200,3 +202,90 @@ def test_ratio_leaves_out_a_query_on_both_sides() -> None:
     """A query that only one of the two has a figure for would skew the ratio."""
     found = metrics.ratio(np.array([0.5, np.nan, 0.5]), np.array([1.0, 100.0, 1.0]))
     assert found.value == 0.5
+
+
+def slow_figures(task: Task, queries: np.ndarray, gallery: np.ndarray) -> dict[str, list[float]]:
+    """Each query's whole ranking, sorted in python by (−score, place); exact for small whole numbers."""
+    assert task.labels is not None
+    found: dict[str, list[float]] = {name: [] for name in ("map", "map@r", "r-precision", "recall@1", "recall@200")}
+    for row in task.query.tolist():
+        places = [at for at, other in enumerate(task.gallery.tolist()) if other != row]
+        places.sort(key=lambda at: (-float(queries[row] @ gallery[task.gallery[at]]), at))
+        hits = [bool(task.labels[task.gallery[at]] == task.labels[row]) for at in places]
+        ranks = [rank for rank, hit in enumerate(hits, 1) if hit]
+        right = len(ranks)
+        precise = [(seen, rank) for seen, rank in enumerate(ranks, 1)]
+        found["map"].append(sum(seen / rank for seen, rank in precise) / right if right else math.nan)
+        cut = sum(seen / rank for seen, rank in precise if rank <= right)
+        found["map@r"].append(cut / right if right else math.nan)
+        found["r-precision"].append(sum(hits[:right]) / right if right else math.nan)
+        for k in (1, 200):
+            found[f"recall@{k}"].append(float(any(hits[:k])) if right else math.nan)
+    return found
+
+
+FULL = (Figure(measure="map"), Figure(measure="map@r"), Figure(measure="r-precision"), *recalls(1, 200))
+
+
+@pytest.mark.parametrize("few", [0, 2, 1000])
+@pytest.mark.parametrize("seed", range(8))
+def test_whole_rankings_against_sorted_ones(seed: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties, duplicates, a model that has collapsed, lone classes, large classes, queries in the gallery and not, in any
+    order: counting who stands before the positives gives what sorting gives."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(metrics, "FEW", few)
+    monkeypatch.setattr(metrics, "SCORES", 1000)
+    count = 240
+    queries, gallery = (rng.integers(-2, 3, (count, 4)).astype(np.float32) for _ in range(2))
+    if seed % 4 == 1:
+        queries[:], gallery[:] = 1, 1
+    if seed % 4 == 2:
+        gallery = gallery[rng.integers(0, count, count)]
+    labels = rng.integers(0, (2, 60, 200)[seed % 3], count)
+    places = np.arange(count) if seed % 2 else rng.permutation(count)[: 2 * count // 3]
+    task = Task(query=np.arange(0, count, 3), gallery=places, labels=labels, figures=FULL)
+    for one in (gallery, queries):
+        found, wanted = metrics.labelled(task, queries, one), slow_figures(task, queries, one)
+        for name, values in found.items():
+            assert values.tolist() == pytest.approx(wanted[name], nan_ok=True), name
+
+
+def test_counting_and_fetching_agree(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """Figures of few ranks come from the nearest, those of all from counts: by labels and by lists the same."""
+    vectors = rng.integers(-2, 3, (300, 3)).astype(np.float32)
+    every = np.arange(300)
+    lists = Truth(
+        positives=tuple(listed(rng.choice(300, rng.integers(0, 9))) for _ in every),
+        ignored=tuple(listed(rng.choice(300, 5)) for _ in every),
+    )
+    figures = (*recalls(1, 10), Figure(measure="map", cut=20))
+    for task in (
+        Task(query=every, gallery=every, labels=rng.integers(0, 40, 300), figures=figures),
+        Task(query=every, gallery=every, labels=None, truth={"": lists}, figures=figures),
+    ):
+        monkeypatch.setattr(metrics, "SHORT", 300)
+        fetched = metrics.labelled(task, vectors, vectors)
+        monkeypatch.setattr(metrics, "SHORT", 0)
+        counted = metrics.labelled(task, vectors, vectors)
+        for name, values in fetched.items():
+            np.testing.assert_allclose(counted[name], values, rtol=1e-12)
+
+
+def test_progress_comes_to_all_queries_of_a_ranking(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """Of each piece of work as many steps as it said there would be."""
+    monkeypatch.setattr(metrics, "SCORES", 3000)
+    works: list[list[int]] = []
+
+    class Watch(Silent):
+        def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
+            assert "a model" in what
+            works.append([total, 0])
+
+        def advance(self, amount: int = 1, detail: str = "") -> None:
+            works[-1][1] += amount
+
+    vectors = rng.normal(size=(150, 4)).astype(np.float32)
+    task = Task(query=np.arange(90), gallery=np.arange(150), labels=rng.integers(0, 5, 150))
+    metrics.labelled(task, vectors, vectors, Watch(), "a model")
+    metrics.neighbours(task, vectors, vectors, 10, Watch(), "a model")
+    assert works == [[90, 90], [90, 90]]

@@ -1,9 +1,15 @@
 """Nearest neighbours in a fixed order."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from distilltool.search import SLACK, clusters, nearest
+from distilltool import search
+from distilltool.progress import Silent
+from distilltool.search import SLACK, Gallery, check_finite, clusters, nearest
 
 
 def brute(queries: np.ndarray, gallery: np.ndarray, k: int, itself: np.ndarray | None = None) -> list[list[int]]:
@@ -96,3 +102,78 @@ def test_clusters_find_groups_and_repeat(rng: np.random.Generator) -> None:
     found = clusters(vectors, 8, seed=1)
     assert all(len(set(groups[found == one])) == 1 for one in set(found.tolist()))
     np.testing.assert_array_equal(found, clusters(vectors, 8, seed=1))
+
+
+@pytest.mark.parametrize("rows", [None, "run", "apart", "copied"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gallery_in_blocks_is_searched_as_one(rows: str | None, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole numbers full of ties, lone best ones and rows that are all alike, in blocks of rows and of queries."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(search, "ROWS", 64)
+    monkeypatch.setattr(search, "BLOCK", 7)
+    monkeypatch.setattr(search, "COMPARED", 3)
+    monkeypatch.setattr(search, "COPIED", 10**6 if rows == "copied" else 0)
+    vectors = rng.integers(-1, 2, (1300, 3)).astype(np.float32)
+    if seed % 2:
+        vectors[rng.random(1300) < 0.7] = vectors[0]
+    chosen = {"run": np.arange(100, 1200), "apart": rng.permutation(1300)[:1150], "copied": rng.permutation(1300)[:90]}
+    wanted = vectors if rows is None else vectors[chosen[rows]]
+    gallery = Gallery(vectors, None if rows is None else chosen[rows])
+    queries, itself = vectors[rng.integers(0, 1300, 9)], rng.integers(-1, len(wanted), 9)
+    for k in (1, 40, len(wanted) + 3):
+        found = gallery.nearest(queries, k, itself)
+        expected = brute(queries, wanted, k, itself)
+        assert [ids[ids >= 0].tolist() for ids in found.ids] == expected
+        assert [scores[ids >= 0].tolist() for ids, scores in zip(found.ids, found.scores, strict=True)] == [
+            [float(queries[at] @ wanted[row]) for row in one] for at, one in enumerate(expected)
+        ]
+    np.testing.assert_array_equal(gallery.scores(queries), queries @ wanted.T)
+    np.testing.assert_array_equal(gallery.scores(queries[:1]), queries[:1] @ wanted.T)
+
+
+@pytest.mark.parametrize("at", [0, 1, 39_999])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(at: int) -> None:
+    """The gallery is looked at piece by piece."""
+    vectors = np.ones((40_000, 4), np.float32)
+    check_finite(vectors)
+    vectors[at, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        check_finite(vectors)
+    with pytest.raises(ValueError, match="NaN"):
+        Gallery(vectors, np.array([0, at, 5]))
+
+
+def test_a_mapped_file_is_not_copied(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Searching a file maps it: what the process holds of its own stays below a fifth of it."""
+    count, dim = 120_000, 256
+    file = np.lib.format.open_memmap(tmp_path / "v.npy", "w+", np.float32, (count, dim))
+    for at in range(0, count, 10_000):
+        file[at : at + 10_000] = rng.normal(size=(10_000, dim))
+    file.flush()
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from distilltool.search import Gallery\n"
+        "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0])\n"
+        "file = np.load(sys.argv[1], mmap_mode='r'); rows = np.arange(1, len(file))\n"
+        "Gallery(file[:1000]).nearest(file[:100], 10); before = own()\n"
+        "found = Gallery(file, rows).nearest(np.ascontiguousarray(file[:100]), 10, np.arange(100) - 1)\n"
+        "assert (found.ids >= 0).all(); print(own() - before)"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux says what a process holds of its own")
+    run = subprocess.run([sys.executable, "-c", script, tmp_path / "v.npy"], capture_output=True, text=True, check=True)
+    assert int(run.stdout) * 1024 < count * dim * 4 / 5
+
+
+def test_progress_comes_to_all_queries(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """Told in parts, block of rows by block of rows, and of no query twice."""
+    monkeypatch.setattr(search, "ROWS", 64)
+    monkeypatch.setattr(search, "BLOCK", 10)
+    told: list[int] = []
+
+    class Watch(Silent):
+        def advance(self, amount: int = 1, detail: str = "") -> None:
+            told.append(amount)
+
+    vectors = rng.normal(size=(300, 4)).astype(np.float32)
+    Gallery(vectors).nearest(vectors[:25], 3, None, Watch())
+    assert sum(told) == 25 and len(told) > 6 and max(told) < 10
