@@ -176,6 +176,7 @@ def distill(
     space: str | None = None,
     seed: int | None = None,
     restart: bool = False,
+    log: Sequence[str] = (),
     store: str | Path = STORE,
     budget: int | None = None,
     preprocess: Sequence[str] = (),
@@ -200,15 +201,16 @@ def distill(
     what the student may cost, as `flops<0.1x`, `flops<100M` or `p50<5ms@cpu:1`; of those at hand, or of the sizes of
     the one that is named, what ranks best untrained. space:
     "teacher" for vectors that can be compared with the teacher's, "own" for a space of the student's own; None is the
-    recipe's.
+    recipe's. log: trackers of `distilltool.trackers` that are told of the training, in `out`/trackers.
     The same call on a finished run returns its report; on an interrupted one it goes on.
     """
-    from distilltool import candidates, imported, students
+    from distilltool import candidates, imported, students, trackers, tracking
     from distilltool.candidates import Sought
     from distilltool.stages import distill as stage
     from distilltool.students import Start
 
     watch = progress or Silent()
+    trackers.check(log)
     chosen = _choose(recipe, changes, student, input_size, dim, dims, seed)
     if space is not None:
         chosen = stage.in_space(chosen, space)
@@ -276,6 +278,7 @@ def distill(
         plan["set of answered images"] = images.digest_of(photo.sha256 for photo in answered.photos)
         if run.begin(plan, restart):
             watch.note(f"the run {run.root} is finished already; this is its report (--restart makes it anew)")
+            tracking.finished(run, log, watch)
             return stage.finished(run)
         return stage.distill(
             embedder,
@@ -287,6 +290,7 @@ def distill(
             fit=fit,
             isolate=isolate and isinstance(embedder, OnnxEmbedder),
             seconds=time_budget,
+            trackers=log,
             progress=watch,
         )
 

@@ -334,6 +334,15 @@ def distill(
     restart: Annotated[
         bool, typer.Option("--restart", help="Replace the run in RUN instead of going on with it.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="tensorboard|mlflow|wandb",
+            help="Show the training there too, in RUN/trackers unless your environment says otherwise "
+            "(pip install 'distilltool\\[tensorboard]'). May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     budget: Budget = None,
     store: Store = STORE,
     output: Output = None,
@@ -371,6 +380,7 @@ def distill(
             space=space,
             seed=seed,
             restart=restart,
+            log=log or (),
             store=store,
             budget=budget,
             preprocess=pre,

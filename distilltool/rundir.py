@@ -100,6 +100,11 @@ class RunDir:
         return self.root / "evaluations"
 
     @property
+    def trackers(self) -> Path:
+        """What trackers keep of its training, a folder for each."""
+        return self.root / "trackers"
+
+    @property
     def bundle(self) -> Path:
         return self.root / "bundle"
 
@@ -181,7 +186,7 @@ class RunDir:
             self.answers,
         ):
             path.unlink(missing_ok=True)
-        for folder in (self.evaluations, self.bundle):
+        for folder in (self.evaluations, self.trackers, self.bundle):
             shutil.rmtree(folder, ignore_errors=True)
         self.plan.unlink()  # last: until then the folder is known to be a run
 

@@ -31,6 +31,7 @@ from distilltool.recipe import Recipe
 from distilltool.report import Fidelity
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
 from distilltool.student import Student, cut, embed
+from distilltool.tracking import RunLog
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the nearest, rank correlation, each (V,)
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
@@ -120,6 +121,7 @@ def train(
     finetune: bool,
     seconds: float | None,
     spent: float,
+    log: RunLog,
     progress: Progress,
 ) -> Outcome:
     """Train; the weights at the end are kept, unless earlier or the undistilled ones ranked held-out images better
@@ -127,10 +129,10 @@ def train(
 
     finetune: the student's weights are pretrained, so the smaller learning rate is used. seconds: wall time for all
     of it, including what an interrupted attempt took; None follows `schedule.epochs`. spent: seconds of it that
-    were gone before this call.
+    were gone before this call. log: told of each step and each look.
     Goes on from `run.checkpoint` where there is one. Raises Interrupted after Ctrl-C.
     """
-    return _Trainer(student, data, recipe, run, finetune, seconds, spent, progress).run()
+    return _Trainer(student, data, recipe, run, finetune, seconds, spent, log, progress).run()
 
 
 class _Trainer:
@@ -143,10 +145,11 @@ class _Trainer:
         finetune: bool,
         seconds: float | None,
         spent: float,
+        log: RunLog,
         progress: Progress,
     ) -> None:
         self.student, self.data, self.recipe, self.rundir = student, data, recipe, run
-        self.seconds, self.progress = seconds, progress
+        self.seconds, self.log, self.progress = seconds, log, progress
         self.clock = time.perf_counter() - spent
         self.average = AveragedModel(student, multi_avg_fn=_ramped(recipe.optimiser.ema), use_buffers=True)
         self.finetune = finetune
@@ -178,8 +181,10 @@ class _Trainer:
         if self.rundir.checkpoint.exists():
             self.state = load_checkpoint(self.rundir.checkpoint, self._parts())
             self.clock -= self.state.seconds
+            self.log.begin(self.state.step)
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
+            self.log.begin(-1)
             self._evaluate(self.student)
             save_weights(self.rundir.start, self.student)
             if self.finetune:
@@ -221,6 +226,7 @@ class _Trainer:
                     self.state.total = self._steps_that_fit(float(np.median(timed[-self.pace :])))
                     self.progress.expect(self.state.total)
             if wish.wanted or looked:
+                self.log.tell()
                 self._save_checkpoint()
             if wish.wanted:
                 raise Interrupted(
@@ -240,7 +246,7 @@ class _Trainer:
         return self.state.look
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        step = self.state.step
+        began, step = time.perf_counter(), self.state.step
         now = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
         for group, scale in zip(self.optimiser.param_groups, self.scales.tolist(), strict=True):
             group["lr"] = now * scale
@@ -257,11 +263,12 @@ class _Trainer:
         self.average.update_parameters(self.student)
         self.state.step += 1
         self.progress.advance(1, f"loss {loss:.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
-        self._log({"step": self.state.step, "loss": round(loss, 6)})
+        seconds = round(time.perf_counter() - began, 5)
+        self.log.write({"step": self.state.step, "loss": round(loss, 6), "lr": now, "seconds": seconds})
 
     def _diverged(self, what: str, rows: NDArray[np.int64]) -> DistillError:
         names = [self.data.names[row] for row in rows]
-        self._log({"step": self.state.step, "diverged": what, "images": names})
+        self.log.write({"step": self.state.step, "diverged": what, "images": names})
         more = f" and {len(names) - 3} more, all in {self.rundir.log}" if len(names) > 3 else ""
         return DistillError(
             f"{what} at step {self.state.step} (images {', '.join(names[:3])}{more})",
@@ -379,7 +386,7 @@ class _Trainer:
         scores = self._scores(student)
         self.state.evaluation_seconds = time.perf_counter() - began
         overlap, spearman = (float(one.mean()) for one in scores)
-        self._log({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
+        self.log.write({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
         if overlap > self.state.best_score:
             self.state.best_score, self.state.best_step, self.state.stale = overlap, self.state.step, 0
             save_weights(self.rundir.best, student)
@@ -459,7 +466,7 @@ class _Trainer:
             self.student.load_state_dict(_mixed(best, start, share))
             found[share] = self._scores(self.student)
             overlap, spearman = (round(float(one.mean()), 5) for one in found[share])
-            self._log({"start_share": share, "overlap": overlap, "spearman": spearman})
+            self.log.write({"start_share": share, "overlap": overlap, "spearman": spearman})
         overlaps = {share: one[0] for share, one in found.items()}
         chosen = USUAL
         for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
@@ -479,10 +486,6 @@ class _Trainer:
     def _parts(self) -> Parts:
         kept = {"scales": self.scales} | ({} if self.bank is None else {"bank": self.bank.student})
         return Parts(student=self.student, average=self.average, optimiser=self.optimiser, kept=kept)
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        with self.rundir.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
 
 
 def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -39,6 +39,7 @@ FLAGS = {
         "--set",
         "--seed",
         "--restart",
+        "--log",
         "--budget",
         "--store",
         "--select",

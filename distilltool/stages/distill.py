@@ -27,6 +27,7 @@ from distilltool import (
     search,
     sources,
     students,
+    tracking,
     train,
 )
 from distilltool.augment import embed_plain, embed_view, let_go, plain
@@ -43,6 +44,7 @@ from distilltool.report import DistillReport, Fidelity, Interval, StudentReport,
 from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
+from distilltool.tracking import RunLog
 from distilltool.train import Data, Outcome, Scores
 from distilltool.trial import Choice, Trial
 
@@ -122,14 +124,14 @@ def distill(
     isolate: bool,
     seconds: float | None,
     fit: Sequence[Candidate] = (),
+    trackers: Sequence[str] = (),
     progress: Progress,
 ) -> DistillReport:
     """Train into `run`, which `RunDir.begin` has opened; returns the report that its manifest keeps.
 
     backbone: the student's, None where it is to be chosen by what ranks best untrained. start: where weights come from;
-    fit: students to choose from. isolate: the teacher's file is not to be
-    trusted by later commands on this run either. seconds: wall time for training as a whole, caching and evaluation
-    included.
+    fit: students to choose from. isolate: the teacher's file is not to be trusted by later commands on this run either.
+    seconds: wall time for training as a whole, caching and evaluation included. trackers: which are told of it.
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
@@ -169,20 +171,23 @@ def distill(
     if mapped_last:
         untrained, took = _mapped_start(student, choice, data, recipe, run)
         seconds = None if seconds is None else max(0.0, seconds - took)  # as long again is needed at the end
-    outcome = train.train(
-        student,
-        data,
-        trained_by,
-        run,
-        finetune=backbone.start != "scratch",
-        seconds=seconds,
-        spent=time.perf_counter() - began,
-        progress=progress,
-    )
-    if untrained is not None:
-        outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
-    report = _report(student, backbone.start, answered, data, recipe, run, outcome)
-    _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
+    with RunLog(run, trackers, progress) as log:
+        outcome = train.train(
+            student,
+            data,
+            trained_by,
+            run,
+            finetune=backbone.start != "scratch",
+            seconds=seconds,
+            spent=time.perf_counter() - began,
+            log=log,
+            progress=progress,
+        )
+        if untrained is not None:
+            outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
+        report = _report(student, backbone.start, answered, data, recipe, run, outcome)
+        _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
+        log.finish(tracking.figures(to_json(report)))
     return report
 
 

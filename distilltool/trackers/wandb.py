@@ -1,0 +1,70 @@
+"""Weights & Biases."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from netrc import NetrcParseError, netrc
+from typing import Literal
+from urllib.parse import urlsplit
+
+from distilltool.trackers import Given, Point, Tracker
+
+NEEDS = "wandb"
+PROJECT = "distilltool"
+HOST = "https://api.wandb.ai"
+
+
+def wandb(given: Given) -> Tracker:
+    """A run of Weights & Biases: online where you are logged in or WANDB_MODE says so, else files inside the run, which
+    `wandb sync` sends."""
+    return _Run(given)
+
+
+class _Run:
+    def __init__(self, given: Given) -> None:
+        mode = how()
+        if mode == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would call home
+        import wandb
+
+        given.folder.mkdir(parents=True, exist_ok=True)
+        known = given.folder / "run.json"
+        if given.step is None or not known.exists():
+            known.write_text(json.dumps({"id": secrets.token_hex(4)}), "utf-8")
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=given.name,
+            id=str(json.loads(known.read_text("utf-8"))["id"]),
+            resume=None if mode == "offline" else "allow",  # what `wandb sync` puts together by the id
+            dir=str(given.folder),
+            mode=mode,
+            config=dict(given.settings),
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+        )
+
+    def log(self, points: Sequence[Point]) -> None:
+        """A row of its history for each step."""
+        for point in points:
+            self.run.log(dict(point.figures), step=point.step)
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """The run's summary."""
+        self.run.summary.update(dict(figures))
+        self.run.finish()
+
+    def stop(self) -> None:
+        """Write what is left; 255 is how it marks what was interrupted."""
+        self.run.finish(exit_code=255)
+
+
+def how() -> Literal["offline"] | None:
+    """None where the user's own environment is to decide, by WANDB_MODE, a key, or a login; else offline."""
+    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
+        return None
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or HOST).hostname or ""
+    with suppress(OSError, NetrcParseError):
+        if netrc(os.environ.get("NETRC")).authenticators(host) is not None:
+            return None
+    return "offline"
