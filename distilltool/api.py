@@ -375,6 +375,8 @@ def evaluate(
     ambiguous: str | None = None,
     timeout: float = TIMEOUT,
     gates: Sequence[str] = (),
+    binary: bool = False,
+    index: str | None = None,
     html: str | Path | None = None,
     csv: str | Path | None = None,
     markdown: str | Path | None = None,
@@ -395,6 +397,8 @@ def evaluate(
     answers about these images, apart from the one that distillation is budgeted in.
     max_cost, price_per_query, ambiguous, timeout: as in `query`. gates: what each student must reach, e.g.
     `retention.map>=0.9`, see `distilltool.quality_gate`; the report says which hold.
+    binary: measure binary codes of the vectors too. index: types of `distilltool.indexes` whose recall, time and memory
+    are measured on every model's gallery, `flat,ivf-pq,hnsw:ef=64,binary`.
     html: file for a page with tables, charts and pictures; needs `pip install distilltool[report]`. csv: file for the
     figures; those of every query go into another beside it, NAME.queries.csv. markdown: file that tables are appended
     to. What each query got is also kept in the `evaluations` folder of every run.
@@ -403,7 +407,7 @@ def evaluate(
     of images apart from these, or a CSV that lists them, on which the PCA whitening of each model is learned; the
     teacher is asked about them too. whiten_dim: directions that are kept, None for all.
     """
-    from distilltool import datasets, eval_text, quality_gate
+    from distilltool import codes, datasets, eval_text, indexes, indexing, quality_gate
     from distilltool import views as looks
     from distilltool.evaluation import alone
     from distilltool.stages import evaluate as stage
@@ -412,6 +416,7 @@ def evaluate(
     views = looks.parse(scales, flip, combine)
     if whiten_dim is not None and whiten is None:
         raise DistillError("--whiten-dim means nothing without --whiten", "name images to learn from", Exit.USAGE)
+    wanted = indexes.parse(index) if index is not None else ()
     for file in (html, csv, markdown):
         if file is not None:
             _check_writable(Path(file))
@@ -489,6 +494,10 @@ def evaluate(
         for path, one in zip(models, embedders, strict=True)
     ]
     made = stage.evaluate(entries, dataset, known, str(data), watch, views, apart)
+    if binary:
+        made = codes.added(made, watch)
+    if wanted:
+        made = indexing.added(made, wanted, watch)
     place = _place(Path(data), protocol or dataset.protocol, made.report)
     for at, path in enumerate(models, 1):
         if (run := runs.get(str(path))) is not None:

@@ -463,6 +463,18 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    binary: Annotated[
+        bool, typer.Option("--binary", help="Binary codes too: a bit for each number, ranked by how many differ.")
+    ] = False,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Index types to search the gallery by: flat, ivf-pq, hnsw, binary; hnsw:m=32,ef=64 sets what else "
+            "follows from the gallery. Recall against exact search, time, memory, queries a second.",
+            show_default=False,
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -540,6 +552,8 @@ def evaluate(
             ambiguous=ambiguous,
             timeout=timeout,
             gates=gate or (),
+            binary=binary,
+            index=index,
             html=html,
             csv=csv,
             markdown=markdown,

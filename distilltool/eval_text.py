@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distilltool import index_text
 from distilltool.evaluation import Evaluation, gap_of, main_figure
 from distilltool.names import in_markdown, manner, printable, titled
 from distilltool.report import Difference, EvalReport, Interval, ModelReport, to_json
@@ -38,6 +39,19 @@ def rows(report: EvalReport) -> Iterator[tuple[str, str, str, tuple[Interval | N
             values = tuple((getattr(one, family) or {}).get(figure) if one else None for one in cut)
             if any(values):
                 yield f"nested.{dim}.{family}", figure, heading.format(f"{dim:,}"), values
+    yield from binary_rows(report)
+
+
+def binary_rows(report: EvalReport) -> Iterator[tuple[str, str, str, tuple[Interval | None, ...]]]:
+    main = main_figure(report)
+    for family, figure, heading in (
+        ("metrics", main, f"{titled(main)}, binary"),
+        ("retention", main, f"{titled(main)} kept, binary"),
+        ("fidelity", "overlap@10", "overlap@10, binary"),
+    ):
+        values = tuple((getattr(one.binary, family, None) or {}).get(figure) for one in report.models)
+        if any(values):
+            yield f"binary.{family}", figure, heading, values
 
 
 def shown(value: Interval | None, family: str) -> str:
@@ -73,6 +87,7 @@ def markdown(report: EvalReport) -> str:
             _cells([one.label, f"{one.queries:,}", *(shown(each, "metrics") for each in one.models)])
             for one in report.classes
         ]
+    lines += _index_table(report)
     if report.worst:
         lines += ["", _cells(["worst queries of", "query", "figure", "value", "teacher's", "ranked first"])]
         lines.append("| --- | --- | --- | ---: | ---: | --- |")
@@ -81,6 +96,18 @@ def markdown(report: EvalReport) -> str:
             lines.append(_cells([one.model, one.path, titled(one.figure), f"{one.value:.3f}", theirs, one.first]))
     lines += ["", *(f"- `{gate.gate}` **{gate.outcome}** ({in_markdown(gate.model)})" for gate in report.gates)]
     return "\n".join(lines).rstrip() + "\n\n"
+
+
+def _index_table(report: EvalReport) -> list[str]:
+    heads = index_text.heads(report)
+    if not heads:
+        return []
+    found = ["", _cells(["index type of", "index", "searched with", *heads]), f"| --- | --- |{_rule(len(heads))[1:]}"]
+    for at, model in enumerate(report.models):
+        for line in index_text.lines(report, at):
+            texts = [one.text for one in line.entries] or [line.reason, *[""] * (len(heads) - 1)]
+            found.append(_cells([model.name, line.index, line.searched, *texts]))
+    return found
 
 
 def _rule(numbers: int) -> str:
@@ -100,6 +127,9 @@ def as_csv(report: EvalReport) -> str:
     for model in report.models:
         for family, figure, value in _figures(model):
             writer.writerow([family, _cell(model.name), "", figure, *_numbers(value)])
+    for family, name, figure, numbers in index_text.csv_rows(report):
+        cells = ["" if one is None or not math.isfinite(one) else repr(one) for one in numbers]
+        writer.writerow([family, _cell(name), "", figure, *cells])
     for one in report.differences:
         writer.writerow(
             ["differences", _cell(one.model), _cell(one.other), _cell(one.figure), *_numbers(one.difference)]
@@ -119,6 +149,8 @@ def _figures(model: ModelReport) -> Iterator[tuple[str, str, Interval]]:
     for dim, cut in model.nested.items():
         for family, figure, value in _figures(cut):
             yield f"nested.{dim}.{family}", figure, value
+    for family, figure, value in _figures(model.binary) if model.binary else ():
+        yield f"binary.{family}", figure, value
 
 
 def _numbers(value: Interval) -> list[str]:

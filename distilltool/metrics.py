@@ -132,6 +132,23 @@ def _before(scores_G: NDArray[np.float32], places_P: NDArray[np.int64]) -> NDArr
     return before
 
 
+def shallow(task: Task, found_QK: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Per-query figures that the K first neighbours decide, each (Q,); {} where nothing says what is right.
+
+    found_QK: places in the gallery, the query's own not among them, −1 where there are no more. Where no figure of the
+    protocol is so, recall at 1 and at K are given.
+    """
+    if not task.is_judged:
+        return {}
+    k = found_QK.shape[1]
+    judges = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
+    figures = [one for one in task.figures if 0 < (_reach(one, judges[one.level]) or 0) <= k]
+    if not figures:
+        figures = [Figure(measure="recall", cut=cut, level=level) for level in judges for cut in dict.fromkeys((1, k))]
+    ranked = {level: judges[level].ranked(found_QK, slice(None)) for level in {one.level for one in figures}}
+    return {one.name: MEASURES[one.measure].of(ranked[one.level], one.cut) for one in figures}
+
+
 class _ByLabel:
     """Right is what has the query's label; nothing is ignored."""
 
@@ -205,11 +222,16 @@ def _depth(task: Task, relevance: Mapping[str, _ByLabel | _ByList]) -> int:
     deepest = 1
     for figure in task.figures:
         judge = relevance[figure.level]
-        reach = MEASURES[figure.measure].reach(figure.cut, int(judge.positives.max(initial=0)))
+        reach = _reach(figure, judge)
         if reach is None:
             return len(task.gallery)
         deepest = max(deepest, reach + judge.ignored)
     return min(deepest, len(task.gallery))
+
+
+def _reach(figure: Figure, judge: _ByLabel | _ByList) -> int | None:
+    """How many neighbours decide a figure, ignored ones apart; None for all."""
+    return MEASURES[figure.measure].reach(figure.cut, int(judge.positives.max(initial=0)))
 
 
 def reach(gallery: int) -> int:

@@ -195,9 +195,45 @@ class ParetoReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IndexPoint:
+    """One way of searching an index. settings: of the search; recall: of the k nearest by exact search; metrics: what
+    the images that are returned say, {} without labels; p50_ms and so on: of n queries one by one on one thread, those
+    the samples do not earn None; qps: queries a second, `batch` of them at once."""
+
+    settings: dict[str, int]
+    recall: Interval
+    metrics: dict[str, Interval]
+    n: int
+    p50_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    batch: int
+    qps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexReport:
+    """A model's gallery in one index type. index: as it was asked for; k: neighbours compared; threads: of `qps`;
+    settings: it was built with; bytes: as faiss writes it; points: from the least effort to the most, none where it
+    could not be built, `reason` saying why."""
+
+    index: str
+    k: int
+    queries: int
+    gallery: int
+    threads: int
+    settings: dict[str, int] = field(default_factory=dict)
+    build_seconds: float | None = None
+    bytes: int | None = None
+    points: tuple[IndexPoint, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
     """One model's figures in `eval`; metrics are {} where there are no labels. nested: those of its vectors cut to the
-    other lengths that they are made for, by length."""
+    other lengths that they are made for, by length; binary: of their signs as codes; indexes: of its gallery in index
+    types; these where asked for."""
 
     name: str
     dim: int
@@ -207,6 +243,8 @@ class ModelReport:
     retention: dict[str, Interval]
     asymmetric: dict[str, Interval] | None
     nested: "dict[str, ModelReport]" = field(default_factory=dict)
+    binary: "ModelReport | None" = None
+    indexes: tuple[IndexReport, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

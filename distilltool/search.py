@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -135,6 +136,41 @@ def nearest(
 ) -> Neighbours:
     """The k rows of a gallery nearest to each query, as of `Gallery.nearest`."""
     return Gallery(gallery_GD).nearest(queries_QD, k, itself)
+
+
+def nearest_in(index: Any, queries_Q: NDArray[Any], k: int, itself: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The k nearest that a faiss index which looks at everything finds, ordered by (nearness, id), (Q, k) int64.
+
+    queries_Q: as the index takes them, vectors or codes. itself: as of `Gallery.nearest`.
+    """
+    ids = np.full((len(queries_Q), k), -1, np.int64)
+    fetch = min(k + 1 + SLACK, index.ntotal)
+    unsure = _looked_up(index, queries_Q, itself, np.arange(len(queries_Q)), fetch, ids)
+    _looked_up(index, queries_Q, itself, unsure, index.ntotal, ids)  # only the whole tells which of equals come first
+    return ids
+
+
+def _looked_up(
+    index: Any,
+    queries_Q: NDArray[Any],
+    itself: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    fetch: int,
+    ids: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Search some of the queries and write what they find; returns those that may go on beyond what was fetched."""
+    far = isinstance(index, faiss.IndexBinary) or index.metric_type != faiss.METRIC_INNER_PRODUCT
+    step, unsure = max(1, min(BLOCK, PLACES // fetch)), [rows[:0]]
+    for at in range(0, len(rows), step):
+        some = rows[at : at + step]
+        got, got_ids = index.search(queries_Q[some], fetch)
+        got = got.astype(np.float32)
+        found = np.full((len(some), ids.shape[1]), -1, np.int64)
+        scores = np.full(found.shape, -np.inf, np.float32)
+        left = _settled(Neighbours(ids=got_ids, scores=-got if far else got), itself[some], index.ntotal, found, scores)
+        ids[some] = found
+        unsure.append(some[left])
+    return np.concatenate(unsure)
 
 
 def check_finite(vectors_ND: NDArray[np.float32]) -> None:

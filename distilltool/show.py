@@ -356,14 +356,51 @@ class Show:
             table.add_row(
                 f"overlap@10, first {dim:,}", "", *(_interval(one.fidelity["overlap@10"]) if one else "–" for one in at)
             )
+        self._binary_rows(table, found)
         for name in (*main, "overlap@10"):  # the students' queries put to the teacher's gallery
             across = [(s.asymmetric or {}).get(name) for s in students]
             if any(across):
                 table.add_row(f"{titled(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
+        self._indexes(found)
         self._skipped(found.skipped)
         for gate in found.gates:
             self._gate(gate, gate.model)
+
+    def _binary_rows(self, table: Table, found: Any) -> None:
+        """What binary codes keep, the teacher's own beside the students'."""
+        from distilltool.eval_text import binary_rows
+
+        for family, _, heading, values in binary_rows(found):
+            form = _percent if family.endswith("retention") else _interval
+            table.add_row(_safe(heading), *("–" if one is None else form(one) for one in values))
+
+    def _indexes(self, found: Any) -> None:
+        """A table for each model: what searching its gallery through each index type costs."""
+        from distilltool import index_text
+
+        heads = index_text.heads(found)
+        for at, model in enumerate(found.models if heads else ()):
+            table = Table(title=f"{_safe(model.name)}, {model.dim:,} numbers", title_justify="left", title_style="bold")
+            table.add_column("index", overflow="fold")
+            for head in heads:
+                table.add_column(head, justify="right", no_wrap=True)
+            before = None
+            for line in index_text.lines(found, at):
+                first, before = line.index != before, line.index
+                if line.entries:
+                    recall, *others = (one.text for one in line.entries)
+                    once = [text if first or place < len(others) - 2 else "" for place, text in enumerate(others)]
+                    cells = [recall, *(text.split(" ")[0] for text in once)]  # 80 columns have room for one interval
+                    table.add_row(_safe(index_text.headed(line, first)), *cells)
+            if table.row_count:
+                self._console.print(table)
+        if any(one.points for model in found.models for one in model.indexes):
+            self._console.print(index_text.timing(found), style="dim")
+        for model in found.models:
+            for one in model.indexes:
+                if one.reason:
+                    self.warn(f"{model.name}: no {one.index}: {one.reason}")
 
     def _export(self, found: Any) -> None:
         self._console.print("[bold]The student beside its teacher[/]")

@@ -45,7 +45,7 @@ TORCH_OWNERS = (
 )
 TORCH_FOLDERS = ("students/", "losses/", "trainable/")
 PRINTERS = ("show.py", "deploy.py")
-EXTENSIONS = ("students", "losses", "selection", "datasets", "precisions", "trackers")
+EXTENSIONS = ("students", "losses", "selection", "datasets", "precisions", "trackers", "indexes")
 # from the ground up; a file may import from its own layer and from those below it. What is in no list is a tool.
 LAYERS: dict[str, set[str]] = {
     "errors": {"errors"},

@@ -31,6 +31,7 @@ from distilltool.rundir import RunDir, write_json
 HERE = Path(__file__).parent / "page"
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
 SECONDS = 120.0
+SEARCHED = ("recall/value", "p50_ms", "qps")
 DARK = "--blink-settings=preferredColorScheme=0"
 EVIL_FILES = (
     '"><script>document.title=1<script>.png',
@@ -84,7 +85,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(work: Path) -> Made:
-    return evaluated(work, work / "labelled", gates=["retention.map>=0.999"])
+    return evaluated(
+        work, work / "labelled", gates=["retention.map>=0.999"], binary=True, index="flat,ivf-pq,hnsw,binary"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +202,19 @@ def same_figures(found: dict[str, Any], report: EvalReport) -> None:
     for key, value, text in found["figures"]:
         expected = at_key(values, key)
         assert float(value) == expected
-        shown = float(re.sub(r"^≈ ", "", text).replace("−", "-").split()[0])
+        shown = float(re.sub(r"^≈ ", "", text).replace("−", "-").replace(",", "").split()[0])
+        if re.fullmatch(r"models/\d+/indexes/.*(p50_ms|qps|bytes|build_seconds)", key):
+            assert shown == pytest.approx(expected / (1e6 if key.endswith("bytes") else 1), rel=0.006)
+            continue
         times, digits = (100, 1) if "retention" in key or key.startswith("differences") else (1, 3)
         assert shown == pytest.approx(times * expected, abs=0.5001 * 10**-digits)
     keys = {key for key, _, _ in found["figures"]}
     for at, model in enumerate(values["models"]):
+        for place, one in enumerate(model["indexes"]):
+            wanted = {f"points/{number}/{what}" for number in range(len(one["points"])) for what in SEARCHED}
+            if one["points"]:
+                wanted |= {"bytes", "build_seconds"}
+            assert {f"models/{at}/indexes/{place}/{what}" for what in wanted} <= keys
         for family in ("metrics", "retention", "fidelity", "asymmetric"):
             for figure, one in (model[family] or {}).items():
                 assert one["value"] is None or f"models/{at}/{family}/{figure}/value" in keys
@@ -272,6 +283,8 @@ def shown(one: Seen, made: Made) -> None:
     assert len(report.worst) == 40 and all(query.path in found["text"] for query in report.worst)
     assert "No time is known" in found["text"] and "Nothing is known of training" in found["text"]
     assert "answers of the teacher" not in found["text"]  # nobody says how many
+    assert "No ivf-pq: a gallery of 30 is too small" in found["text"] and "mAP kept, binary" in found["text"]
+    assert sum("against the time of a query, by index type" in one for one in found["charts"]) == 3
     assert found["marks"] == 3 * report.queries
     (first, count), (second, _), (back, _), (nothing, none), (pointed, _) = found["steps"]
     assert count == 3 and none == 0 and first == back != second and nothing == "No mark is pointed at." and pointed

@@ -120,11 +120,7 @@ def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, la
                 label=clipped(one.name, 40),
             )
         if log and max(one.at for one in points) > WORTH_A_LOG * min(one.at for one in points):
-            axes.set_xscale("log")
-            axes.set_xlim(*_round([one.at for one in points]))
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _log(axes, [one.at for one in points])
         else:
             axes.margins(x=0.12)
         axes.margins(y=0.14)
@@ -132,6 +128,55 @@ def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, la
         axes.set_ylabel(upwards)
         figure.legend(loc="outside upper left", ncols=1, handletextpad=0.4, fontsize=9.5)
         return _drawn(figure, name, label)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traded:
+    """What one thing gives for what it costs, from the least effort to the most. points: (cost, value)."""
+
+    name: str
+    points: tuple[tuple[float, Interval], ...]
+
+
+def effort(name: str, curves: Sequence[Traded], across: str, upwards: str, label: str) -> Markup:
+    """Values against costs of several things, each with a curve of its own."""
+    with svg.drawing():
+        figure, axes = _figure(3.3)
+        for place, curve in enumerate(curves, 1):
+            costs, values = [cost for cost, _ in curve.points], [value for _, value in curve.points]
+            axes.errorbar(
+                costs,
+                [value.value for value in values],
+                yerr=[
+                    [max(0.0, value.value - value.low) for value in values],
+                    [max(0.0, value.high - value.value) for value in values],
+                ],
+                fmt=f"{marker(place)}-",
+                color=colour(place),
+                markersize=5.5,
+                linewidth=1.3,
+                elinewidth=1.1,
+                label=clipped(curve.name, 40),
+            )
+        every = [cost for curve in curves for cost, _ in curve.points]
+        if max(every) > WORTH_A_LOG * min(every):
+            _log(axes, every)
+        else:
+            axes.margins(x=0.12)
+        axes.margins(y=0.12)
+        axes.set_xlabel(across)
+        axes.set_ylabel(upwards)
+        figure.legend(loc="outside upper left", ncols=2, handletextpad=0.4, fontsize=9.5)
+        return _drawn(figure, name, label)
+
+
+def _log(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis to the right, from a round number to a round number."""
+    axes.set_xscale("log")
+    axes.set_xlim(*_round(values))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _round(values: Sequence[float]) -> tuple[float, float]:

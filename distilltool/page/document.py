@@ -16,7 +16,7 @@ from markupsafe import Markup
 from distilltool import eval_text
 from distilltool.evaluation import ALIKE, Evaluation, gap_of, main_figure, verdict
 from distilltool.names import printable, titled
-from distilltool.page import charts, grids, map
+from distilltool.page import charts, grids, map, sections
 from distilltool.page.charts import Placed, clipped
 from distilltool.page.facts import Facts
 from distilltool.report import ClassReport, EvalReport, Interval
@@ -88,6 +88,7 @@ def render(made: Evaluation, facts: Facts) -> str:
         main=titled(main_figure(report)),
         times=_times(report, facts, titles),
         asked=_asked(report, facts, titles),
+        indexes=sections.indexes(report, titles),
         classes=_classes(report)[:ROWS],
         class_count=len(report.classes),
         class_charts=_class_charts(report, titles),
