@@ -442,7 +442,7 @@ def evaluate(
     embedders = [_open_model(path, runs.get(str(path)), options, guess) for path in models]
     views = _possible(views, asked, embedders, dataset.distractors)
     stock = taken()
-    learning = None if whiten is None else _apart(Path(whiten), stock)
+    learning = None if whiten is None else _apart(Path(whiten), stock, whiten_dim, [asked, *embedders])
     with Ledger.open(Path(store)) as ledger:
         bought, vectors = _of_views(asked, stock, Path(data), ledger, terms, batch, views, watch)
         apart, kept = None, list[Photo]()
@@ -532,9 +532,10 @@ def _possible(views: Views, asked: Teacher, models: Sequence[Embedder], distract
     return replace(views, power=said_power(metadata) if views.power is None else views.power)
 
 
-def _apart(wanted: Path, tested: Inventory) -> Inventory:
-    """The images that whitening is learned on; DistillError where one of them is evaluated on too."""
-    from distilltool import datasets
+def _apart(wanted: Path, tested: Inventory, dim: int | None, models: Sequence[Embedder]) -> Inventory:
+    """The images that whitening is learned on; DistillError where one of them is evaluated on too, or, as far as models
+    say how long their vectors are, where they are too few."""
+    from distilltool import datasets, whitening
 
     if wanted.suffix.lower() == ".csv":
         stock = images.take_stock(datasets.open_dataset(wanted, "csv").paths)
@@ -549,6 +550,9 @@ def _apart(wanted: Path, tested: Inventory) -> Inventory:
         )
     if not stock.photos:
         raise DistillError(f"no image of {wanted} could be read", "give a folder of images, or a CSV of paths")
+    for model in models:
+        if model.dim is not None:
+            whitening.check(len(stock.photos), model.dim, dim, model.name)
     return stock
 
 

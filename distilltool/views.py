@@ -107,7 +107,10 @@ def parse(scales: str | Sequence[float] | None, flip: bool, combine: str) -> Vie
         power = _number("--combine", text, MOST_POWER) if colon else None
         if power is not None and power < 1:
             raise DistillError(f"--combine {combine} has a power below 1", "use gem:1 to gem:100", Exit.USAGE)
-    return Views(scales=found, flip=flip, combine=name, power=power)
+    views = Views(scales=found, flip=flip, combine=name, power=power)
+    if views.are_one and name != "mean":
+        raise DistillError(f"--combine {combine} means nothing for one view", "give --scales or --flip", Exit.USAGE)
+    return views
 
 
 def _scales(said: str | Sequence[float] | None) -> tuple[float, ...]:

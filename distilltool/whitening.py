@@ -35,13 +35,8 @@ class Whitening:
         return unit(made)
 
 
-def learn(vectors_ND: NDArray[np.float32], dim: int | None, model: str) -> Whitening:
-    """Learn the whitening of a model's vectors of length 1, (N, D).
-
-    dim: how many directions are kept, None for all. model: its name, for messages. Raises DistillError where the
-    vectors are too few, or vary in fewer directions.
-    """
-    count, whole = vectors_ND.shape
+def check(count: int, whole: int, dim: int | None, model: str) -> int:
+    """How many directions are kept of vectors of `whole` numbers; DistillError where `count` of them are too few."""
     kept = whole if dim is None else dim
     if kept > whole:
         raise DistillError(f"--whiten-dim {kept} is more than the {whole} numbers of {model}", f"use at most {whole}")
@@ -50,6 +45,17 @@ def learn(vectors_ND: NDArray[np.float32], dim: int | None, model: str) -> White
             f"{count:,} images are too few to whiten {kept:,} directions of {model}: {kept + 1:,} are needed",
             f"give more images, or keep fewer directions with --whiten-dim {max(1, (count - 1) // 4)}",
         )
+    return kept
+
+
+def learn(vectors_ND: NDArray[np.float32], dim: int | None, model: str) -> Whitening:
+    """Learn the whitening of a model's vectors of length 1, (N, D).
+
+    dim: how many directions are kept, None for all. model: its name, for messages. Raises DistillError where the
+    vectors are too few, or vary in fewer directions.
+    """
+    count, whole = vectors_ND.shape
+    kept = check(count, whole, dim, model)
     mean = np.asarray(np.mean(vectors_ND, axis=0, dtype=np.float64))
     covariance = np.zeros((whole, whole))
     for at in range(0, count, CHUNK):

@@ -717,3 +717,25 @@ def test_triton_pools_a_map(triton: Callable[..., Triton], folder: Path) -> None
     ours = np.stack([vectors[photo.sha256] for photo in photos])
     theirs = by_file(folder / "teacher.onnx", folder / "imgs", pool="max")
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_other_views_are_asked_for_by_themselves(scripted: Scripted, folder: Path, tmp_path: Path) -> None:
+    """A mirrored view is another question to a server; other sizes than it takes are refused before any."""
+    onnx_teacher(tmp_path / "student.onnx")
+
+    def measured(**how: Any) -> dict[str, int]:
+        return distilltool.evaluate(
+            tmp_path / "student.onnx",
+            folder / "imgs",
+            teacher=scripted.url,
+            store=tmp_path / "e.sqlite",
+            preprocess=["unit"],
+            **how,
+        ).teacher_queries
+
+    with pytest.raises(DistillError, match="takes images of 32x32 alone"):
+        measured(scales="1,0.5")
+    assert sum(scripted.asked) == 0
+    assert measured(flip=True) == {"new": 2 * COUNT, "cached": 0}
+    assert sum(scripted.asked) == 2 * COUNT
+    assert measured(flip=True) == {"new": 0, "cached": 2 * COUNT}

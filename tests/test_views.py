@@ -1,6 +1,7 @@
 """Several views of an image: what they are, what is made of them, and what each costs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import distilltool
-from distilltool import images, views
+from distilltool import api, images, views
 from distilltool.cli import app
 from distilltool.errors import DistillError
 from distilltool.ledger import Ledger
 from distilltool.preprocess import Preprocess
+from distilltool.report import EvalReport
 from distilltool.views import Views
 
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
@@ -140,8 +142,9 @@ def test_answers_bought_elsewhere_have_one_view(free: Path, labelled: Path, tmp_
         (["--scales", "1,1"], "different numbers"),
         (["--scales", "0.01"], "cannot be used"),
         (["--combine", "max"], "--combine max is unknown"),
-        (["--combine", "gem:0.5"], "a power below 1"),
+        (["--flip", "--combine", "gem:0.5"], "a power below 1"),
         (["--combine", "gem:nan"], "'nan' is no number"),
+        (["--combine", "gem"], "means nothing for one view"),
         (["--whiten-dim", "3"], "means nothing without --whiten"),
     ],
 )
@@ -221,3 +224,29 @@ def test_longest_needs_a_free_graph(teacher: Path, photos: list[Path], tmp_path:
         distilltool.query(
             teacher, photos[0].parent, store=tmp_path / "l.sqlite", preprocess=[*PRE, "resize=longest", "size=32"]
         )
+
+
+def test_figures_of_other_vectors_are_kept_apart(free: Path, labelled: Path) -> None:
+    """In a run, what several views or whitening gave does not overwrite what one view gave; tables and page say it."""
+
+    def told(name: str, **how: object) -> EvalReport:
+        return distilltool.evaluate(
+            free,
+            labelled,
+            teacher=free,
+            store=labelled.parent / "e.sqlite",
+            preprocess=[*PRE, "size=32"],
+            markdown=labelled.parent / f"{name}.md",
+            html=labelled.parent / f"{name}.html",
+            **how,  # type: ignore[arg-type]
+        )
+
+    reports = [told("one"), told("flip", flip=True), told("gem", flip=True, combine="gem")]
+    assert len({api._place(labelled, "folders", one) for one in reports}) == 3
+    assert api._place(labelled, "folders", reports[0]) == api._place(
+        labelled, "folders", replace(reports[0], views=None)
+    )
+    for name, said in (("flip", "mirrored too, combined by mean"), ("gem", "generalised mean, power 3")):
+        assert said in (labelled.parent / f"{name}.md").read_text("utf-8")
+        assert said in (labelled.parent / f"{name}.html").read_text("utf-8")
+    assert "combined by" not in (labelled.parent / "one.md").read_text("utf-8")

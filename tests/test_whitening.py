@@ -144,7 +144,46 @@ def test_images_apart_are_apart(sets: Path) -> None:
     (sets / "apart" / "renamed.png").write_bytes((sets / "test" / "class1" / "photo0002.png").read_bytes())
     with pytest.raises(DistillError, match="1 of the images in .* are evaluated on too"):
         measured(sets, whiten=sets / "apart", whiten_dim=4)
-    assert not (sets / "e.sqlite").exists() or measured(sets).teacher_queries["new"] == 16  # nothing was asked
+    (sets / "apart" / "renamed.png").unlink()
     (sets / "few.csv").write_text("path\n" + "\n".join(f"apart/{one.name}" for one in found(sets / "apart")[:5]))
     with pytest.raises(DistillError, match="5 images are too few to whiten 16 directions of teacher"):
         measured(sets, whiten=sets / "few.csv")
+    with pytest.raises(DistillError, match="--whiten-dim 14 is more than the 12 numbers of student"):
+        measured(sets, whiten=sets / "apart", whiten_dim=14)
+    assert not (sets / "e.sqlite").exists()  # found out before anybody is asked
+
+
+def test_vectors_bought_elsewhere_are_whitened_by_their_own_rows(sets: Path) -> None:
+    """A file of vectors has rows for the images apart too, and ranks as the model that made it; one that has none is
+    refused."""
+    paths = [*found(sets / "test"), *found(sets / "apart")]
+    rows = np.concatenate([embedded(sets / "student.onnx", sets / name) for name in ("test", "apart")])
+    np.savez(sets / "theirs.npz", paths=[str(path) for path in paths], vectors=rows.astype(np.float32))
+    np.savez(sets / "half.npz", paths=[str(path) for path in paths[:16]], vectors=rows[:16].astype(np.float32))
+    how = {"teacher": sets / "teacher.onnx", "store": sets / "e.sqlite", "preprocess": PRE, "whiten_dim": 8}
+    models = [sets / "student.onnx", sets / "theirs.npz"]
+    report = distilltool.evaluate(models, sets / "test", whiten=sets / "apart", **how)  # type: ignore[arg-type]
+    ours, theirs = (model.metrics["map"].value for model in report.models[1:])
+    assert ours == pytest.approx(theirs, abs=1e-3)
+    with pytest.raises(DistillError, match="half"):
+        distilltool.evaluate(sets / "half.npz", sets / "test", whiten=sets / "apart", **how)  # type: ignore[arg-type]
+
+
+def test_nested_vectors_are_whitened_cut(sets: Path) -> None:
+    """The first numbers of a vector have a whitening of their own, of no more directions than they are."""
+    onnx_teacher(sets / "nested.onnx", dim=12, seed=5, metadata={"distilltool.dims": "12,6"})
+    report = distilltool.evaluate(
+        sets / "nested.onnx",
+        sets / "test",
+        teacher=sets / "teacher.onnx",
+        store=sets / "e.sqlite",
+        preprocess=PRE,
+        whiten=sets / "apart",
+        whiten_dim=8,
+    )
+    assert (report.models[1].dim, report.models[1].nested["6"].dim) == (8, 6)
+    raw, apart = embedded(sets / "nested.onnx", sets / "test"), embedded(sets / "nested.onnx", sets / "apart")
+    cut = [one[:, :6] / np.linalg.norm(one[:, :6], axis=1, keepdims=True) for one in (raw, apart)]
+    white = PCA(whiten=True, svd_solver="full").fit(cut[1]).transform(cut[0])
+    expected = recall(white / np.linalg.norm(white, axis=1, keepdims=True), sets / "test")
+    assert report.models[1].nested["6"].metrics["recall@1"].value == pytest.approx(expected)
