@@ -65,6 +65,10 @@ class Apart:
         dim = self.dim if self.dim is None or not cut else min(self.dim, width)
         return whitening.learn(unit(learned_on_ND[:, :width]), dim, model).apply(vectors_ND)
 
+    def told(self, dim: int) -> WhiteningReport:
+        """For the report. dim: of the teacher's whitened vectors."""
+        return WhiteningReport(data=self.data, images=len(self.paths), dim=dim)
+
 
 def evaluate(
     entries: Sequence[Entry],
@@ -115,20 +119,9 @@ def evaluate(
         learned_on = entry.apart
         if learned_on is None and apart is not None:
             learned_on = embed_views(entry.model, apart.paths, progress, views)
-        cuts = [vectors, *(unit(vectors[:, :dim]) for dim in entry.dims if dim < vectors.shape[1])]
-        across = vectors
-        if apart is not None and learned_on is not None:
-            if entry.model.space_id == known.space_id:
-                across = apart.whitened(vectors, apart.vectors, known.name)
-            cuts = [apart.whitened(cut, learned_on, entry.model.name) for cut in cuts]
-        whole, values = _measure(entry.model, cuts[0], known, task, theirs, across)
-        measured.append(Measured(name=entry.model.name, vectors=cuts[0], values=values))
-        dims = [dim for dim in entry.dims if dim < vectors.shape[1]]
-        nested = {
-            str(dim): _measure(entry.model, cut, known, task, theirs, cut)[0]
-            for dim, cut in zip(dims, cuts[1:], strict=True)
-        }
-        reports.append(replace(whole, nested=nested))
+        whole, of_it = _entered(entry, vectors, learned_on, known, task, theirs, apart)
+        reports.append(whole)
+        measured.append(of_it)
     report = EvalReport(
         data=data,
         queries=len(task.query),
@@ -137,18 +130,11 @@ def evaluate(
         models=tuple(reports),
         skipped=known.skipped,
         teacher_queries=known.queries,
-        conventions={
-            **metrics.conventions(dataset.figures if task.is_judged else ()),
-            **dataset.conventions,
-            "views": views.convention(),
-            "whitening": "none beyond the models' own" if apart is None else whitening.CONVENTION,
-        },
+        conventions=_conventions(dataset, task, views, apart),
         views=ViewsReport(
             scales=views.scales, flip=views.flip, combine=views.combine, power=views.power or 1.0, count=views.count
         ),
-        whitening=None
-        if apart is None
-        else WhiteningReport(data=apart.data, images=len(apart.paths), dim=known.vectors.shape[1]),
+        whitening=None if apart is None else apart.told(known.vectors.shape[1]),
         seconds=time.perf_counter() - began,
     )
     labels = None if dataset.labels is None else [dataset.labels[row] for row in known.rows]
@@ -198,6 +184,39 @@ def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> ND
     if not np.isfinite(more).all():
         raise DistillError(f"{path} holds NaN or infinity", "embed the distractors anew")
     return np.concatenate([vectors_ND, more])
+
+
+def _conventions(dataset: Dataset, task: Task, views: Views, apart: Apart | None) -> dict[str, str]:
+    return {
+        **metrics.conventions(dataset.figures if task.is_judged else ()),
+        **dataset.conventions,
+        "views": views.convention(),
+        "whitening": "none beyond the models' own" if apart is None else whitening.CONVENTION,
+    }
+
+
+def _entered(
+    entry: Entry,
+    vectors: NDArray[np.float32],
+    learned_on: NDArray[np.float32] | None,
+    known: Known,
+    task: Task,
+    theirs: dict[str, NDArray[np.float64]],
+    apart: Apart | None,
+) -> tuple[ModelReport, Measured]:
+    """A model's report with those of its vectors cut short. learned_on: its vectors of the images apart, (M, D)."""
+    model = entry.model
+    dims = [dim for dim in entry.dims if dim < vectors.shape[1]]
+    cuts, queries = [vectors, *(unit(vectors[:, :dim]) for dim in dims)], vectors
+    if apart is not None and learned_on is not None:
+        if model.space_id == known.space_id:
+            queries = apart.whitened(vectors, apart.vectors, known.name)
+        cuts = [apart.whitened(cut, learned_on, model.name) for cut in cuts]
+    whole, values = _measure(model, cuts[0], known, task, theirs, queries)
+    nested = {
+        str(dim): _measure(model, cut, known, task, theirs, cut)[0] for dim, cut in zip(dims, cuts[1:], strict=True)
+    }
+    return replace(whole, nested=nested), Measured(name=model.name, vectors=cuts[0], values=values)
 
 
 def _measure(
