@@ -46,8 +46,11 @@ class _Run:
 
     def log(self, points: Sequence[Point]) -> None:
         """A row of its history for each step."""
+        rows = dict[int, dict[str, float]]()
         for point in points:
-            self.run.log(dict(point.figures), step=point.step)
+            rows.setdefault(point.step, {}).update(point.figures)
+        for step, row in rows.items():
+            self.run.log(row, step=step, commit=True)  # or a row waits for the next one, and is lost with the process
 
     def finish(self, figures: Mapping[str, float]) -> None:
         """The run's summary."""
