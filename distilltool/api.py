@@ -377,6 +377,7 @@ def evaluate(
     gates: Sequence[str] = (),
     binary: bool = False,
     index: str | None = None,
+    log: Sequence[str] = (),
     html: str | Path | None = None,
     csv: str | Path | None = None,
     markdown: str | Path | None = None,
@@ -399,6 +400,7 @@ def evaluate(
     `retention.map>=0.9`, see `distilltool.quality_gate`; the report says which hold.
     binary: measure binary codes of the vectors too. index: types of `distilltool.indexes` whose recall, time and memory
     are measured on every model's gallery, `flat,ivf-pq,hnsw:ef=64,binary`.
+    log: trackers of `distilltool.trackers` that are told each run's figures, in its own folder.
     html: file for a page with tables, charts and pictures; needs `pip install distilltool[report]`. csv: file for the
     figures; those of every query go into another beside it, NAME.queries.csv. markdown: file that tables are appended
     to. What each query got is also kept in the `evaluations` folder of every run.
@@ -407,11 +409,12 @@ def evaluate(
     of images apart from these, or a CSV that lists them, on which the PCA whitening of each model is learned; the
     teacher is asked about them too. whiten_dim: directions that are kept, None for all.
     """
-    from distilltool import codes, datasets, eval_text, indexes, indexing, quality_gate
+    from distilltool import codes, datasets, eval_text, indexes, indexing, quality_gate, trackers
     from distilltool import views as looks
     from distilltool.evaluation import alone
     from distilltool.stages import evaluate as stage
 
+    trackers.check(log)
     limits = [quality_gate.parse(one) for one in gates]
     views = looks.parse(scales, flip, combine)
     if whiten_dim is not None and whiten is None:
@@ -427,6 +430,10 @@ def evaluate(
     watch = progress or Silent()
     models = [models] if isinstance(models, str | Path) else models
     runs = {str(path): open_run(Path(path)) for path in models if Path(path).is_dir()}
+    if log and not runs:
+        raise DistillError(
+            "--log tells trackers the figures of runs, and none of these models is one", "name a run", Exit.USAGE
+        )
     isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
@@ -503,6 +510,7 @@ def evaluate(
         if (run := runs.get(str(path))) is not None:
             write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
             write_text(run.evaluations / f"{place}.queries.csv", eval_text.queries(made, [0, at]))
+            _tell(run, place, log, made.report, at, watch)
     judged = tuple(quality_gate.judge(one, model) for one in limits for model in made.report.models[1:])
     made = replace(made, report=replace(made.report, gates=judged))
     if csv is not None:
@@ -878,6 +886,20 @@ def _teacher_of(
             f"its teacher was {fact['path']}, sha256 {fact['sha256'][:12]}...",
         )
     return embedder
+
+
+def _tell(run: RunDir, place: str, log: Sequence[str], report: EvalReport, at: int, progress: Progress) -> None:
+    """Tell trackers the figures of one run in an evaluation."""
+    from distilltool import eval_text, tracking
+
+    found = {f"{family}/{figure}": one.value for family, figure, one in eval_text.figures(report.models[at])}
+    said: dict[str, str | int | float | bool] = {
+        "data": Path(report.data).name,
+        "protocol": report.protocol,
+        "queries": report.queries,
+    }
+    figures = {name: value for name, value in found.items() if math.isfinite(value)}
+    tracking.evaluated(run, place, log, said, figures, progress)
 
 
 def _place(data: Path, protocol: str, report: EvalReport) -> str:

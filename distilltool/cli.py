@@ -475,6 +475,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="tensorboard|mlflow|wandb",
+            help="Tell a tracker each run's figures, as distill does. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -554,6 +562,7 @@ def evaluate(
             gates=gate or (),
             binary=binary,
             index=index,
+            log=log or (),
             html=html,
             csv=csv,
             markdown=markdown,

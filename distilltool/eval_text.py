@@ -125,7 +125,7 @@ def as_csv(report: EvalReport) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for model in report.models:
-        for family, figure, value in _figures(model):
+        for family, figure, value in figures(model):
             writer.writerow([family, _cell(model.name), "", figure, *_numbers(value)])
     for family, name, figure, numbers in index_text.csv_rows(report):
         cells = ["" if one is None or not math.isfinite(one) else repr(one) for one in numbers]
@@ -142,14 +142,15 @@ def as_csv(report: EvalReport) -> str:
     return text.getvalue()
 
 
-def _figures(model: ModelReport) -> Iterator[tuple[str, str, Interval]]:
+def figures(model: ModelReport) -> Iterator[tuple[str, str, Interval]]:
+    """Family, figure and value of all that is known of one model."""
     for family in FAMILIES:
         for figure, value in (getattr(model, family) or {}).items():
             yield family, figure, value
     for dim, cut in model.nested.items():
-        for family, figure, value in _figures(cut):
+        for family, figure, value in figures(cut):
             yield f"nested.{dim}.{family}", figure, value
-    for family, figure, value in _figures(model.binary) if model.binary else ():
+    for family, figure, value in figures(model.binary) if model.binary else ():
         yield f"binary.{family}", figure, value
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,8 +105,7 @@ class RunLog:
             work(name, tracker)
         except Exception as error:
             self.open.pop(name, None)
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            self.progress.warn(f"--log {name} failed and is left out from here on ({said}); the run goes on")
+            self.progress.warn(f"--log {name} failed and is left out from here on ({_said(error)}); the run goes on")
 
 
 def finished(run: RunDir, names: Sequence[str], progress: Progress) -> None:
@@ -113,6 +113,29 @@ def finished(run: RunDir, names: Sequence[str], progress: Progress) -> None:
     with RunLog(run, names, progress) as log:
         log.catch_up()
         log.finish(figures(read_json(run.manifest)["report"]))
+
+
+def evaluated(
+    run: RunDir, place: str, names: Sequence[str], said: Mapping[str, Setting], found: Mapping[str, float], at: Progress
+) -> None:
+    """Tell trackers the figures of an evaluation, as a run of their own beside the training; an earlier one of the same
+    name is replaced where it is kept here.
+
+    place: a name for the evaluation; said: what else was it made from.
+    """
+    for name in names:
+        folder = run.trackers / f"eval-{place}" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        told = {"run": run.name, **said, **settings(run)}
+        given = Given(folder=folder, name=f"{run.name} {place}", settings=told, step=None)
+        try:
+            extensions.find(trackers.__name__, "tracker", name)(given).finish(found)
+        except Exception as error:
+            at.warn(f"--log {name} failed ({_said(error)}); the evaluation is whole")
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_log(path: Path) -> list[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import onnx_teacher, photo_folder
+from builders import class_folders, onnx_teacher, photo_folder
 from test_bad_input import fails
 from test_bought import call
 
@@ -31,10 +31,15 @@ def quick(epochs: int) -> list[str]:
 
 
 def of_tensorboard(run: RunDir) -> Curves:
-    """What TensorBoard shows."""
+    """What TensorBoard shows of a training."""
+    return board(run.trackers / "tensorboard")
+
+
+def board(folder: Path) -> Curves:
+    """What TensorBoard shows of a folder."""
     module = "tensorboard.backend.event_processing.event_accumulator"
     reader = pytest.importorskip(module, reason="tensorboard is not installed")
-    found = reader.EventAccumulator(str(run.trackers / "tensorboard"), size_guidance={"scalars": 0})
+    found = reader.EventAccumulator(str(folder), size_guidance={"scalars": 0})
     found.Reload()
     return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
@@ -146,6 +151,22 @@ def test_curves_of_a_training(name: str, work: Path) -> None:
     subprocess.run(words, check=True, capture_output=True)
     if name != "mlflow":  # which keeps the database that was there before open in this process
         same(run, name)
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_told_once(work: Path) -> None:
+    """As a run of its own beside the training, however often it is made; without a run there is nobody to tell of."""
+    pytest.importorskip("tensorboard")
+    class_folders(work / "labelled", classes=4, each=5)
+    call("distill", "t.onnx", "imgs", *quick(1), "-q")
+    for _ in range(2):
+        found = call("eval", "run", "--data", "labelled", "--log", "tensorboard", "-q")
+    [folder] = Path("run/trackers").glob("eval-labelled-folders-*/tensorboard")
+    read = board(folder)
+    for figure, value in found["models"][1]["retention"].items():
+        assert read[f"retention/{figure}"] == [(0, pytest.approx(value["value"], rel=1e-6))]
+    line = fails(2, "eval", "t.onnx", "--data", "labelled", "--teacher", "t.onnx", "--log", "tensorboard")
+    assert "none of these models is one: name a run" in line
 
 
 @pytest.mark.slow
