@@ -12,10 +12,12 @@ from distilltool.errors import DistillError, Exit
 from distilltool.preprocess import Preprocess
 
 LEAST, MOST = 0.1, 4.0  # of a scale
-MOST_POWER = 100.0
+MOST_POWER = 20.0  # beyond it float32 holds no power of what a number of a vector usually is
+CHUNK = 4096  # vectors in float64 at once
 GEM_POWER = 3.0  # where nobody says another one; Radenovic et al. 2018
 POWER_KEY = "distilltool.gem_power"  # in the metadata of an ONNX file: the power that its own pooling has
 COMBINE = ("mean", "gem")
+EXAMPLES = {"--scales": "1,0.7,1.4", "--combine": "gem:2.9"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,16 +73,19 @@ class Views:
 
     def combined(self, parts_VND: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
         """One vector of length 1 an image, (N, D), from those of its views, each (N, D) of any length."""
-        total: NDArray[np.float64] | None = None
+        total: NDArray[np.float32] | None = None
         power = self.power or GEM_POWER
         for part in parts_VND:
             ones = unit(part)
             if self.are_one:
                 return ones
-            raised = signed_power(ones.astype(np.float64), power)
-            total = raised if total is None else total + raised
+            total = np.zeros_like(ones) if total is None else total
+            for at in range(0, len(ones), CHUNK):
+                total[at : at + CHUNK] += signed_power(ones[at : at + CHUNK].astype(np.float64), power)
         assert total is not None  # there is a view at least
-        return unit(signed_power(total / self.count, 1 / power).astype(np.float32))
+        for at in range(0, len(total), CHUNK):
+            total[at : at + CHUNK] = signed_power(total[at : at + CHUNK].astype(np.float64) / self.count, 1 / power)
+        return unit(total)
 
 
 ONE = Views()
@@ -106,7 +111,9 @@ def parse(scales: str | Sequence[float] | None, flip: bool, combine: str) -> Vie
     if name == "gem":
         power = _number("--combine", text, MOST_POWER) if colon else None
         if power is not None and power < 1:
-            raise DistillError(f"--combine {combine} has a power below 1", "use gem:1 to gem:100", Exit.USAGE)
+            raise DistillError(
+                f"--combine {combine} has a power below 1", f"use gem:1 to gem:{MOST_POWER:g}", Exit.USAGE
+            )
     views = Views(scales=found, flip=flip, combine=name, power=power)
     if views.are_one and name != "mean":
         raise DistillError(f"--combine {combine} means nothing for one view", "give --scales or --flip", Exit.USAGE)
@@ -133,7 +140,9 @@ def _number(flag: str, text: str, most: float) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= most:
-        raise DistillError(f"{flag}: {text!r} is no number of 0 to {most:g}", "as in --scales 1,0.7,1.4", Exit.USAGE)
+        raise DistillError(
+            f"{flag}: {text!r} is no number of 0 to {most:g}", f"as in {flag} {EXAMPLES[flag]}", Exit.USAGE
+        )
     return value
 
 
