@@ -19,6 +19,7 @@ from distilltool.embedder import Teacher
 from distilltool.errors import DistillError, Exit
 from distilltool.images import Inventory, digest
 from distilltool.ledger import TeacherKey
+from distilltool.names import counted
 from distilltool.preprocess import Preprocess, merge, parse_flags
 from distilltool.teacher import TeacherOptions, space_id
 
@@ -141,14 +142,14 @@ class BoughtTeacher(Teacher):
         else:
             found, unclear = _by_path(self.table, stock, (root, root.absolute().parent, self.path.parent, Path()))
         if unclear:
-            faults.append(f"{_count(len(unclear), 'path')} could mean several images, as {unclear[0]!r}")
+            faults.append(f"{counted(len(unclear), 'path')} could mean several images, as {unclear[0]!r}")
         rows: dict[bytes, int] = {}
         ends = np.cumsum(self.table.lengths)
         again = [(first, row) for row, image in found.items() if (first := rows.setdefault(image, row)) != row]
         clashes = [pair for pair in again if not _alike(self.table, ends, *pair)]
         if clashes:
             first, second = clashes[0]
-            faults.append(f"{_count(len(clashes), 'row')} contradict others, as row {second + 1} does row {first + 1}")
+            faults.append(f"{counted(len(clashes), 'row')} contradict others, as row {second + 1} does row {first + 1}")
         if not faults and not rows:
             faults.append(_none_matches(self.table, root))
         if faults:
@@ -165,7 +166,7 @@ class BoughtTeacher(Teacher):
         rows = self.match(stock, root).rows
         missing = [path for key, path in zip(keys, paths, strict=True) if key not in rows]
         if missing:
-            count = f"{len(missing):,} of {_count(len(keys), 'image')}"
+            count = f"{len(missing):,} of {counted(len(keys), 'image')}"
             raise DistillError(
                 f"{self.path} has no vector for {count}, the first is {missing[0]}",
                 "a model is measured on all of them: add their rows, or give data that the file covers",
@@ -204,7 +205,7 @@ def _faults(table: Table) -> list[str]:
 
     def tell(wrong: NDArray[np.bool_], what: str) -> None:
         if wrong.any():
-            faults.append(f"{_count(int(wrong.sum()), 'row')} {what}, the first is row {int(wrong.argmax()) + 1}")
+            faults.append(f"{counted(int(wrong.sum()), 'row')} {what}, the first is row {int(wrong.argmax()) + 1}")
 
     lengths, count = np.unique(table.lengths, return_counts=True)
     usual = lengths[count.argmax()] if len(lengths) else 0
@@ -222,10 +223,6 @@ def _faults(table: Table) -> list[str]:
     return faults
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
-
-
 def _alike(table: Table, ends: NDArray[np.int64], first: int, second: int) -> bool:
     """Whether two rows, given where each row's numbers end, are the same answer but for rounding."""
     one, other = (table.numbers[ends[row] - table.lengths[row] : ends[row]] for row in (first, second))
@@ -238,7 +235,7 @@ def _none_matches(table: Table, root: Path) -> str:
     if not table.names:
         return "it has no rows"
     looked = "no image has that sha256" if table.hashed else f"write paths as seen from {root}, or give sha256"
-    return f"none of its {_count(len(table.names), 'row')} is one of these images, e.g. {table.names[0]!r}: {looked}"
+    return f"none of its {counted(len(table.names), 'row')} is one of these images, e.g. {table.names[0]!r}: {looked}"
 
 
 def _hash(text: str) -> bytes | None:

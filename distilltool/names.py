@@ -51,3 +51,8 @@ def manner(views: Mapping[str, Any] | None, whitening: Mapping[str, Any] | None)
 def in_markdown(text: str) -> str:
     """A text of others within Markdown, where none of its characters means anything."""
     return "".join(f"\\{char}" if char in "\\|*_`<>[]" else char for char in printable(text))
+
+
+def counted(number: int, what: str) -> str:
+    """A number with what it counts, in the plural where it is not one."""
+    return f"{number:,} {what}{'s' if number != 1 else ''}"

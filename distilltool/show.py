@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from distilltool.errors import DistillError, Exit
-from distilltool.names import headline, json_text, manner, printable, titled
+from distilltool.names import counted, headline, json_text, manner, printable, titled
 
 SKIPPED_SHOWN = 5
 BAR = 10  # characters of a whole bar
@@ -276,7 +276,8 @@ class Show:
         )
         table.add_row("asked", f"{found.queries['new']:,} now, {found.queries['spent']:,} ever")
         table.add_row(
-            "trained on", f"{found.images['train']:,} images, {found.steps:,} steps, {_duration(found.seconds)}"
+            "trained on",
+            f"{found.images['train']:,} images, {counted(found.steps, 'step')}, {_duration(found.seconds)}",
         )
         name = f"overlap@{found.k}"
         table.add_row(

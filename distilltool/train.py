@@ -587,7 +587,8 @@ def save_weights(path: Path, student: Student) -> None:
 def _weights(student: Student) -> dict[str, Tensor]:
     """A student's tensors by name, without what only training needs."""
     kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
+    # clones: a network may use one tensor under several names, and safetensors refuses those that share memory
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
 
 
 def load_weights(path: Path, student: Student) -> None:
