@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import extensions, images
+from distilltool import __version__, extensions, images
 from distilltool import recipe as recipes
 from distilltool.bought import BoughtTeacher, is_vectors, open_bought
 from distilltool.choice import Describe, choose
@@ -39,7 +39,7 @@ from distilltool.defaults import (
 from distilltool.embedder import Embedder, Teacher, unit
 from distilltool.errors import DistillError, Exit, NoStudent
 from distilltool.images import Inventory, Photo
-from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger
+from distilltool.ledger import AMBIGUOUS, Ambiguous, Ledger, TeacherKey
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress, Silent
 from distilltool.remote import ServedTeacher, is_address, open_server
@@ -74,6 +74,7 @@ from distilltool.teacher import (
 )
 from distilltool.views import Views, said_power
 
+ANSWERS = 4096  # out of a ledger at once
 DIGITS = 7  # of a length that a file may claim
 NAME = 48  # letters taken over into a file's name, which may have 255 bytes
 
@@ -386,6 +387,7 @@ def evaluate(
     combine: str = "mean",
     whiten: str | Path | None = None,
     whiten_dim: int | None = None,
+    vectors: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Measure finished runs, ONNX files and files of vectors beside the teacher on class folders, a CSV, plain images,
@@ -408,10 +410,13 @@ def evaluate(
     mirrored too; each is a question to the teacher of its own. combine: "mean", "gem" or "gem:POWER". whiten: a folder
     of images apart from these, or a CSV that lists them, on which the PCA whitening of each model is learned; the
     teacher is asked about them too. whiten_dim: directions that are kept, None for all.
+    vectors: folder in which each model's vectors stay, NAME.npy, and from which the next call takes them; without it
+    they are kept beside the ledger until all is done. Either way a call that was stopped goes on where it was.
     """
     from distilltool import codes, datasets, eval_text, indexes, indexing, quality_gate, trackers
     from distilltool import views as looks
-    from distilltool.evaluation import alone
+    from distilltool.evaluation import alone, seen_from
+    from distilltool.shelf import Rows, shelf
     from distilltool.stages import evaluate as stage
 
     trackers.check(log)
@@ -450,77 +455,91 @@ def evaluate(
     views = _possible(views, asked, embedders, dataset.distractors)
     stock = taken()
     learning = None if whiten is None else _apart(Path(whiten), stock, whiten_dim, [asked, *embedders])
-    with Ledger.open(Path(store)) as ledger:
-        bought, vectors = _of_views(asked, stock, Path(data), ledger, terms, batch, views, watch)
-        apart, kept = None, list[Photo]()
-        if learning is not None:
-            more, theirs = _of_views(asked, learning, Path(str(whiten)), ledger, terms, batch, views, watch)
-            bought = replace(
-                bought,
-                queried=bought.queried + more.queried,
-                cached=bought.cached + more.cached,
-                imported=bought.imported + more.imported,
+    question = (Path(data).resolve(), protocol, *map(_resolved, [*models, teacher]), views, whiten, whiten_dim)
+    name = f"{Path(data).stem[:NAME]}-{hashlib.sha256(repr(question).encode()).hexdigest()[:8]}"
+    with shelf(Path(store), name, None if vectors is None else Path(vectors), watch) as shelved:
+        files = [shelved.claim(one.name) for one in (asked, *embedders)]
+        known_dims = [one.dim or 0 for one in (asked, *embedders)]
+        shelved.make_sure_of_room(4 * len(stock.photos) * sum(known_dims))
+        with Ledger.open(Path(store)) as ledger:
+            bought, answered = _of_views(asked, stock, Path(data), ledger, terms, batch, views, watch)
+            apart, kept = None, list[Photo]()
+            if learning is not None:
+                more, theirs = _of_views(asked, learning, Path(str(whiten)), ledger, terms, batch, views, watch)
+                bought = replace(
+                    bought,
+                    queried=bought.queried + more.queried,
+                    cached=bought.cached + more.cached,
+                    imported=bought.imported + more.imported,
+                )
+                kept = [photo for photo in learning.photos if photo.key in theirs]
+                if not kept:
+                    raise DistillError(f"{asked.name} has no answer about an image of {whiten}", "name other images")
+                learned = _in_ledger(asked, views, ledger, [photo.key for photo in kept])
+                apart = stage.Apart(
+                    data=str(whiten),
+                    paths=tuple(photo.path for photo in kept),
+                    vectors=np.concatenate([*learned(0)]),
+                    dim=whiten_dim,
+                )
+            dataset, of_row = datasets.settled(dataset, stock.of_path)
+            if len(of_row) < len(stock.of_path) - len(stock.skipped):
+                repeats = len(stock.of_path) - len(stock.skipped) - len(of_row)
+                watch.note(f"{repeats} files repeat another's bytes: counted once")
+            rows = [row for row, sha256 in enumerate(of_row) if sha256 in answered]
+            if not rows:
+                raise DistillError(
+                    f"no image of {data} could be read", "check the paths; eval --json lists why each was skipped"
+                )
+            keys, paths = [of_row[row] for row in rows], [dataset.paths[row] for row in rows]
+            theirs_rows = Rows(
+                count=len(rows),
+                made_from=stage.made_from(keys, views, **_identity(asked, None)),
+                about={"space_id": asked.space_id, "files": [seen_from(_folder(Path(data)), path) for path in paths]},
+                blocks=_in_ledger(asked, views, ledger, keys),
             )
-            kept = [photo for photo in learning.photos if photo.key in theirs]
-            if not kept:
-                raise DistillError(f"{asked.name} has no answer about an image of {whiten}", "name other images")
-            apart = stage.Apart(
-                data=str(whiten),
-                paths=tuple(photo.path for photo in kept),
-                vectors=unit(np.stack([theirs[photo.key] for photo in kept])),
-                dim=whiten_dim,
+            known = stage.Known(
+                name=asked.name,
+                space_id=asked.space_id,
+                rows=tuple(rows),
+                vectors=shelved.kept(files[0], theirs_rows),
+                skipped=bought.skipped,
+                queries={"new": bought.queried, "cached": bought.cached + bought.imported},
             )
-    dataset, of_row = datasets.settled(dataset, stock.of_path)
-    if len(of_row) < len(stock.of_path) - len(stock.skipped):
-        watch.note(
-            f"{len(stock.of_path) - len(stock.skipped) - len(of_row)} files repeat another's bytes: counted once"
-        )
-    rows = [row for row, sha256 in enumerate(of_row) if sha256 in vectors]
-    if not rows:
-        raise DistillError(
-            f"no image of {data} could be read", "check the paths; eval --json lists why each was skipped"
-        )
-    known = stage.Known(
-        name=asked.name,
-        space_id=asked.space_id,
-        rows=tuple(rows),
-        vectors=unit(np.stack([vectors[of_row[row]] for row in rows])),
-        skipped=bought.skipped,
-        queries={"new": bought.queried, "cached": bought.cached + bought.imported},
-    )
-    keys, paths = [of_row[row] for row in rows], [dataset.paths[row] for row in rows]
-    entries = [
-        stage.Entry(
-            model=one,
-            dims=_dims(one, runs.get(str(path))),
-            vectors=_rows_of(one, keys, paths, stock, Path(data)),
-            apart=_rows_of(one, [photo.key for photo in kept], apart.paths, learning, Path(str(whiten)))
-            if apart is not None and learning is not None
-            else None,
-        )
-        for path, one in zip(models, embedders, strict=True)
-    ]
-    made = stage.evaluate(entries, dataset, known, str(data), watch, views, apart)
-    if binary:
-        made = codes.added(made, watch)
-    if wanted:
-        made = indexing.added(made, wanted, watch)
-    place = _place(Path(data), protocol or dataset.protocol, made.report)
-    for at, path in enumerate(models, 1):
-        if (run := runs.get(str(path))) is not None:
-            write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
-            write_text(run.evaluations / f"{place}.queries.csv", eval_text.queries(made, [0, at]))
-            _tell(run, place, log, made.report, at, watch)
-    judged = tuple(quality_gate.judge(one, model) for one in limits for model in made.report.models[1:])
-    made = replace(made, report=replace(made.report, gates=judged))
-    if csv is not None:
-        write_text(Path(csv), eval_text.as_csv(made.report))
-        write_text(Path(csv).with_suffix(".queries.csv"), eval_text.queries(made, range(len(made.models))))
-    if markdown is not None:
-        with Path(markdown).open("a", encoding="utf-8") as summary:
-            summary.write(eval_text.markdown(made.report))
-    if html is not None:
-        page.write(Path(html), made, asked, [runs.get(str(path)) or Path(path) for path in models])
+        entries = [
+            stage.Entry(
+                model=one,
+                file=file,
+                made_from=stage.made_from(keys, views, **_identity(one, runs.get(str(path)))),
+                dims=_dims(one, runs.get(str(path))),
+                vectors=_rows_of(one, keys, paths, stock, Path(data)),
+                apart=_rows_of(one, [photo.key for photo in kept], apart.paths, learning, Path(str(whiten)))
+                if apart is not None and learning is not None
+                else None,
+            )
+            for path, one, file in zip(models, embedders, files[1:], strict=True)
+        ]
+        made = stage.evaluate(entries, dataset, known, str(data), watch, shelved, views, apart)
+        if binary:
+            made = codes.added(made, watch)
+        if wanted:
+            made = indexing.added(made, wanted, watch)
+        place = _place(Path(data), protocol or dataset.protocol, made.report)
+        for at, path in enumerate(models, 1):
+            if (run := runs.get(str(path))) is not None:
+                write_json(run.evaluations / f"{place}.json", to_json(alone(made.report, at)))
+                write_text(run.evaluations / f"{place}.queries.csv", eval_text.queries(made, [0, at]))
+                _tell(run, place, log, made.report, at, watch)
+        judged = tuple(quality_gate.judge(one, model) for one in limits for model in made.report.models[1:])
+        made = replace(made, report=replace(made.report, gates=judged))
+        if csv is not None:
+            write_text(Path(csv), eval_text.as_csv(made.report))
+            write_text(Path(csv).with_suffix(".queries.csv"), eval_text.queries(made, range(len(made.models))))
+        if markdown is not None:
+            with Path(markdown).open("a", encoding="utf-8") as summary:
+                summary.write(eval_text.markdown(made.report))
+        if html is not None:
+            page.write(Path(html), made, asked, [runs.get(str(path)) or Path(path) for path in models])
     return made.report
 
 
@@ -576,6 +595,23 @@ def _folder(data: Path) -> Path:
     return data if data.is_dir() else data.parent
 
 
+def _resolved(named: str | Path | None) -> str:
+    """A file or folder by where it really is; an address as it stands."""
+    return str(named) if named is None or is_address(str(named)) else str(Path(named).resolve())
+
+
+def _identity(model: Embedder, run: RunDir | None) -> dict[str, Any]:
+    """What tells a model's vectors from those of others: its weights, what is taken of it, how images are prepared, and
+    what computes it."""
+    facts: dict[str, Any] = {"version": __version__, "preprocess": model.preprocess.identity()}
+    if run is not None:
+        files = (run.weights, run.card, run.architecture)
+        return {**facts, "run": {one.name: images.digest(one) for one in files if one.is_file()}}
+    key = getattr(model, "key", None)
+    assert isinstance(key, TeacherKey)  # all that is no run has one
+    return {**facts, "model": [key.sha256, key.output, key.pool], "provider": getattr(model, "provider", "")}
+
+
 def _of_views(
     asked: Teacher,
     stock: Inventory,
@@ -585,34 +621,47 @@ def _of_views(
     batch: int | None,
     views: Views,
     progress: Progress,
-) -> tuple[QueryReport, dict[bytes, NDArray[np.float32]]]:
+) -> tuple[QueryReport, set[bytes]]:
     """Ask the teacher about every view of these images that it was not asked about yet; what it was asked in all, and
-    a vector for each image all of whose views were answered."""
+    the images all of whose views were answered."""
     root = _folder(data)
     keys = [photo.key for photo in stock.photos]
-    reports, parts = list[QueryReport](), list[dict[bytes, NDArray[np.float32]]]()
+    reports, answered = list[QueryReport](), set(keys)
     for how in views.of(asked.preprocess):
         one = asked if views.are_one else asked.viewed(how)
         bought = _query(one, stock, root, ledger, terms, False, batch, SELECTION, 0, progress)
         _refuse_shared(one, stock, ledger, progress, bought)
         reports.append(bought)
-        parts.append(ledger.vectors(ledger.teacher(one.key), keys))
+        answered &= {key for key, state in ledger.settled(ledger.teacher(one.key), keys).items() if state == "done"}
     whole = replace(
         reports[0],
         queried=sum(one.queried for one in reports),
         cached=sum(one.cached for one in reports),
         skipped=tuple({skipped.path: skipped for one in reports for skipped in one.skipped}.values()),
     )
-    if views.are_one:
-        return whole, parts[0]
-    progress.note(
-        f"{views.describe()}; {whole.queried:,} new queries to the teacher, {whole.cached:,} answers known before"
-    )
-    answered = [key for key in keys if all(key in part for part in parts)]
-    if not answered:
-        return whole, {}
-    combined = views.combined(np.stack([part[key] for key in answered]) for part in parts)
-    return whole, dict(zip(answered, combined, strict=True))
+    if not views.are_one:
+        progress.note(
+            f"{views.describe()}; {whole.queried:,} new queries to the teacher, {whole.cached:,} answers known before"
+        )
+    return whole, answered
+
+
+def _in_ledger(
+    asked: Teacher, views: Views, ledger: Ledger, keys: Sequence[bytes]
+) -> Callable[[int], Iterator[NDArray[np.float32]]]:
+    """The teacher's vectors of images all of whose views were answered, from one of them on, block by block."""
+    seen = [asked if views.are_one else asked.viewed(how) for how in views.of(asked.preprocess)]
+    numbers = [ledger.teacher(one.key) for one in seen]
+
+    def answers(number: int, some: Sequence[bytes]) -> NDArray[np.float32]:
+        found = ledger.vectors(number, some)
+        return np.stack([found[key] for key in some])
+
+    def blocks(start: int) -> Iterator[NDArray[np.float32]]:
+        for at in range(start, len(keys), ANSWERS):
+            yield views.combined(answers(number, keys[at : at + ANSWERS]) for number in numbers)
+
+    return blocks
 
 
 def export(

@@ -534,6 +534,15 @@ def evaluate(
             min=1, metavar="N", help="Directions that whitening keeps. (default: all of a vector's)", show_default=False
         ),
     ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep each model's vectors here as NAME.npy, and take them from here where they are of the same "
+            "images. (default: kept until all is done)",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -571,6 +580,7 @@ def evaluate(
             combine=combine,
             whiten=whiten,
             whiten_dim=whiten_dim,
+            vectors=vectors,
             progress=show,
         )
 

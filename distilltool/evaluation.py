@@ -74,7 +74,7 @@ def completed(
         report=report,
         task=task,
         files=tuple(files),
-        names=tuple(_seen_from(root, file) for file in files),
+        names=tuple(seen_from(root, file) for file in files),
         labels=None if labels is None else tuple(labels),
         models=tuple(models),
     )
@@ -87,7 +87,8 @@ def completed(
     return replace(made, report=replace(told, verdict=" ".join(verdict(told, at) for at in range(1, len(models)))))
 
 
-def _seen_from(root: Path, file: Path) -> str:
+def seen_from(root: Path, file: Path) -> str:
+    """What a file is called by whoever stands in a folder; its bare name where it is elsewhere."""
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 

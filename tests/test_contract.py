@@ -48,7 +48,7 @@ FLAGS = {
     | COMMON
     | TERMS
     | {"--data", "--teacher", "--protocol", "--store", "--gate"}
-    | {"--html", "--csv", "--markdown", "--log", "--binary", "--index"}
+    | {"--html", "--csv", "--markdown", "--vectors", "--log", "--binary", "--index"}
     | {"--scales", "--flip", "--combine", "--whiten", "--whiten-dim"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}

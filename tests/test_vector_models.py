@@ -19,7 +19,7 @@ from distilltool import images
 from distilltool.embedder import Embedder
 from distilltool.progress import Silent
 from distilltool.report import ModelReport
-from distilltool.stages.evaluate import embed_files
+from distilltool.stages.evaluate import embedded
 from distilltool.teacher import TeacherOptions, open_teacher
 
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]
@@ -46,7 +46,7 @@ def opened(path: Path) -> Embedder:
 
 def vectors_of(path: Path, photos: list[Path]) -> NDArray[np.float32]:
     """What an ONNX file makes of images, as `eval` has it."""
-    return embed_files(opened(path), photos, Silent())
+    return np.concatenate([*embedded(opened(path), photos, Silent())])
 
 
 def figures(report: ModelReport) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """How much of a teacher's retrieval quality its students keep."""
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +15,13 @@ from distilltool import images, metrics, whitening
 from distilltool.datasets import Dataset
 from distilltool.embedder import Embedder, embed_all, unit
 from distilltool.errors import DistillError
-from distilltool.evaluation import Evaluation, Measured, completed
+from distilltool.evaluation import Evaluation, Measured, completed, seen_from
 from distilltool.images import Box
 from distilltool.metrics import Task
 from distilltool.progress import Progress
 from distilltool.report import EvalReport, Interval, ModelReport, Skipped, ViewsReport, WhiteningReport
+from distilltool.search import check_finite
+from distilltool.shelf import ROWS, Rows, Shelf
 from distilltool.views import ONE, Views
 
 BATCH = 32
@@ -37,10 +42,13 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A model to measure. dims: lengths at which its vectors are of use when cut. vectors: (N, D), a row for each of
+    """A model to measure. file: where its vectors are kept; made_from: what tells it from other models, JSON values;
+    dims: lengths at which its vectors are of use when cut. vectors: (N, D), a row for each of
     the dataset's `rows`, where they are known and the model need not be asked; apart: those of images apart."""
 
     model: Embedder
+    file: Path
+    made_from: Mapping[str, Any]
     dims: tuple[int, ...] = ()
     vectors: NDArray[np.float32] | None = None
     apart: NDArray[np.float32] | None = None
@@ -57,17 +65,31 @@ class Apart:
     dim: int | None
 
     def whitened(
-        self, vectors_ND: NDArray[np.float32], learned_on_ND: NDArray[np.float32], model: str
+        self, vectors_ND: NDArray[np.float32], learned_on_ND: NDArray[np.float32], model: str, shelf: Shelf
     ) -> NDArray[np.float32]:
         """Vectors of a model, whitened as its vectors of these images, of which the first D numbers count."""
         width = vectors_ND.shape[1]
         cut = width < learned_on_ND.shape[1]  # the first numbers of vectors that are of use when cut
         dim = self.dim if self.dim is None or not cut else min(self.dim, width)
-        return whitening.learn(unit(learned_on_ND[:, :width]), dim, model).apply(vectors_ND)
+        learned = whitening.learn(unit(learned_on_ND[:, :width]), dim, model)
+        shape = len(vectors_ND), learned.basis.shape[1]
+        return shelf.made(shape, (learned.apply(some) for some in _parts(vectors_ND)))
 
     def told(self, dim: int) -> WhiteningReport:
         """For the report. dim: of the teacher's whitened vectors."""
         return WhiteningReport(data=self.data, images=len(self.paths), dim=dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Side:
+    """What every model is measured beside. values: the teacher's figures, each (Q,); nearest: the places in the gallery
+    of its nearest, (Q, K)."""
+
+    known: Known
+    task: Task
+    values: dict[str, NDArray[np.float64]]
+    nearest: NDArray[np.int64]
+    progress: Progress
 
 
 def evaluate(
@@ -76,41 +98,49 @@ def evaluate(
     known: Known,
     data: str,
     progress: Progress,
+    shelf: Shelf,
     views: Views = ONE,
     apart: Apart | None = None,
 ) -> Evaluation:
     """Measure each model on the images the teacher has answered about, beside the teacher itself.
 
-    views: those that the teacher's vectors are of, and that every model's are made of. apart: None without whitening.
+    shelf: where vectors are kept. views: those that the teacher's vectors are of, and that every model's are made of.
+    apart: None without whitening.
     """
     began = time.perf_counter()
+    root = Path(data) if Path(data).is_dir() else Path(data).parent
     paths = [dataset.paths[row] for row in known.rows]
     boxes = None if dataset.boxes is None else [dataset.boxes[row] for row in known.rows]
     task = _task(dataset, known.rows, data)
-    known = replace(known, vectors=_behind(known.vectors, known.name, dataset))
+    known = replace(known, vectors=_behind(known.vectors, known.name, dataset, shelf))
     if apart is not None:
-        known = replace(known, vectors=apart.whitened(known.vectors, apart.vectors, known.name))
+        known = replace(known, vectors=apart.whitened(known.vectors, apart.vectors, known.name, shelf))
     if dataset.distractors is not None:
         more = np.arange(len(paths), len(known.vectors))
         task = replace(task, gallery=np.concatenate([task.gallery, more]))
-    theirs = _labelled(task, known.vectors, known.vectors)
+    k = metrics.reach(len(task.gallery))
+    side = _Side(
+        known=known,
+        task=task,
+        values=_labelled(task, known.vectors, known.vectors, progress, known.name),
+        nearest=metrics.neighbours(task, known.vectors, known.vectors, k, progress, known.name),
+        progress=progress,
+    )
     reports = [
         ModelReport(
             name=known.name,
             dim=known.vectors.shape[1],
             space=known.space_id,
-            metrics=_intervals(theirs),
+            metrics=_intervals(side.values),
             fidelity=None,
             retention={},
             asymmetric=None,
         )
     ]
-    measured = [Measured(name=known.name, vectors=known.vectors, values=theirs)]
+    measured = [Measured(name=known.name, vectors=known.vectors, values=side.values)]
     for entry in entries:
-        made = entry.vectors
-        if made is None:
-            made = embed_views(entry.model, paths, progress, views, boxes)
-        vectors = _behind(unit(made), entry.model.name, dataset)
+        made = _vectors(entry, paths, boxes, root, views, shelf, progress)
+        vectors = _behind(made, entry.model.name, dataset, shelf)
         if len(vectors) != len(known.vectors):
             raise DistillError(
                 f"{dataset.distractors} has another number of vectors for {entry.model.name} than for {known.name}",
@@ -118,8 +148,8 @@ def evaluate(
             )
         learned_on = entry.apart
         if learned_on is None and apart is not None:
-            learned_on = embed_views(entry.model, apart.paths, progress, views)
-        whole, of_it = _entered(entry, vectors, learned_on, known, task, theirs, apart)
+            learned_on = np.concatenate([*embedded(entry.model, apart.paths, progress, views)])
+        whole, of_it = _entered(entry, vectors, learned_on, side, apart, shelf)
         reports.append(whole)
         measured.append(of_it)
     report = EvalReport(
@@ -138,7 +168,6 @@ def evaluate(
         seconds=time.perf_counter() - began,
     )
     labels = None if dataset.labels is None else [dataset.labels[row] for row in known.rows]
-    root = Path(data) if Path(data).is_dir() else Path(data).parent
     return completed(report, task, paths, labels, measured, root)
 
 
@@ -164,7 +193,36 @@ def _task(dataset: Dataset, rows: Sequence[int], data: str) -> Task:
     )
 
 
-def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> NDArray[np.float32]:
+def _vectors(
+    entry: Entry,
+    paths: Sequence[Path],
+    boxes: Sequence[Box | None] | None,
+    root: Path,
+    views: Views,
+    shelf: Shelf,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """A model's vectors of length 1, (N, D): those that are known, or are there already, or are computed."""
+    if (known := entry.vectors) is not None:
+        return shelf.made(known.shape, (unit(some) for some in _parts(known)))
+    wanted = Rows(
+        count=len(paths),
+        made_from=entry.made_from,
+        about={"space_id": entry.model.space_id, "files": [seen_from(root, path) for path in paths]},
+        blocks=lambda start: embedded(entry.model, paths, progress, views, boxes, start),
+    )
+    return shelf.kept(entry.file, wanted)
+
+
+def _parts(vectors_ND: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    return (vectors_ND[at : at + ROWS] for at in range(0, len(vectors_ND), ROWS))
+
+
+def _cut(vectors_ND: NDArray[np.float32], dim: int, shelf: Shelf) -> NDArray[np.float32]:
+    return shelf.made((len(vectors_ND), dim), (unit(some[:, :dim]) for some in _parts(vectors_ND)))
+
+
+def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset, shelf: Shelf) -> NDArray[np.float32]:
     """Vectors of the images at hand, and behind them those that the same model has of distractors."""
     if dataset.distractors is None:
         return vectors_ND
@@ -180,10 +238,17 @@ def _behind(vectors_ND: NDArray[np.float32], model: str, dataset: Dataset) -> ND
             f"{path} holds {found.dtype} of shape {found.shape}",
             f"it must be floats (N, {vectors_ND.shape[1]}), one row a distractor",
         )
-    more = unit(np.asarray(found, np.float32))
-    if not np.isfinite(more).all():
-        raise DistillError(f"{path} holds NaN or infinity", "embed the distractors anew")
-    return np.concatenate([vectors_ND, more])
+    more = (_finite(unit(np.asarray(some, np.float32)), path) for some in _parts(found))
+    shape = len(vectors_ND) + len(found), vectors_ND.shape[1]
+    return shelf.made(shape, chain(_parts(vectors_ND), more))
+
+
+def _finite(vectors_ND: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    try:
+        check_finite(vectors_ND)
+    except ValueError:
+        raise DistillError(f"{path} holds NaN or infinity", "embed the distractors anew") from None
+    return vectors_ND
 
 
 def _conventions(dataset: Dataset, task: Task, views: Views, apart: Apart | None) -> dict[str, str]:
@@ -199,47 +264,41 @@ def _entered(
     entry: Entry,
     vectors: NDArray[np.float32],
     learned_on: NDArray[np.float32] | None,
-    known: Known,
-    task: Task,
-    theirs: dict[str, NDArray[np.float64]],
+    side: _Side,
     apart: Apart | None,
+    shelf: Shelf,
 ) -> tuple[ModelReport, Measured]:
     """A model's report with those of its vectors cut short. learned_on: its vectors of the images apart, (M, D)."""
-    model = entry.model
+    model, known = entry.model, side.known
     dims = [dim for dim in entry.dims if dim < vectors.shape[1]]
-    cuts, queries = [vectors, *(unit(vectors[:, :dim]) for dim in dims)], vectors
+    cuts, queries = [vectors, *(_cut(vectors, dim, shelf) for dim in dims)], vectors
     if apart is not None and learned_on is not None:
         if model.space_id == known.space_id:
-            queries = apart.whitened(vectors, apart.vectors, known.name)
-        cuts = [apart.whitened(cut, learned_on, model.name) for cut in cuts]
-    whole, values = _measure(model, cuts[0], known, task, theirs, queries)
-    nested = {
-        str(dim): _measure(model, cut, known, task, theirs, cut)[0] for dim, cut in zip(dims, cuts[1:], strict=True)
-    }
+            queries = apart.whitened(vectors, apart.vectors, known.name, shelf)
+        cuts = [apart.whitened(cut, learned_on, model.name, shelf) for cut in cuts]
+    whole, values = _measure(model, cuts[0], side, queries)
+    nested = {str(dim): _measure(model, cut, side, cut)[0] for dim, cut in zip(dims, cuts[1:], strict=True)}
     return replace(whole, nested=nested), Measured(name=model.name, vectors=cuts[0], values=values)
 
 
 def _measure(
-    model: Embedder,
-    vectors: NDArray[np.float32],
-    known: Known,
-    task: Task,
-    theirs: dict[str, NDArray[np.float64]],
-    queries: NDArray[np.float32],
+    model: Embedder, vectors: NDArray[np.float32], side: _Side, queries: NDArray[np.float32]
 ) -> tuple[ModelReport, dict[str, NDArray[np.float64]]]:
     """A model's report, and its figures of each query, (Q,). queries: its vectors as put to the teacher's gallery."""
-    ours = _labelled(task, vectors, vectors)
-    k = metrics.reach(len(task.gallery))
-    shared = metrics.overlap(task, known.vectors, vectors, k)
+    task, known, k = side.task, side.known, side.nearest.shape[1]
+    ours = _labelled(task, vectors, vectors, side.progress, model.name)
+    nearest = metrics.neighbours(task, vectors, vectors, k, side.progress, model.name)
+    shared = metrics.shared(side.nearest, nearest)
     fidelity = {
         "overlap@10": metrics.interval(shared),
         "spearman": metrics.interval(metrics.spearman(task, known.vectors, vectors)),
     }
     across = None
     if model.space_id == known.space_id:
-        across = _intervals(_labelled(task, queries, known.vectors))
-        overlap = metrics.overlap(task, known.vectors, queries, k, model_gallery_ND=known.vectors)
-        across["overlap@10"] = metrics.interval(overlap)
+        name = f"{model.name} in the teacher's gallery"
+        across = _intervals(_labelled(task, queries, known.vectors, side.progress, name))
+        nearest = metrics.neighbours(task, queries, known.vectors, k, side.progress, name)
+        across["overlap@10"] = metrics.interval(metrics.shared(side.nearest, nearest))
     report = ModelReport(
         name=model.name,
         dim=vectors.shape[1],
@@ -247,58 +306,75 @@ def _measure(
         metrics=_intervals(ours),
         fidelity=fidelity,
         asymmetric=across,
-        retention={name: metrics.ratio(ours[name], theirs[name]) for name in ours},
+        retention={name: metrics.ratio(ours[name], side.values[name]) for name in ours},
     )
     return report, {**ours, "overlap@10": shared}
 
 
 def _labelled(
-    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32]
+    task: Task, query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32], progress: Progress, name: str
 ) -> dict[str, NDArray[np.float64]]:
-    return {} if not task.is_judged else metrics.labelled(task, query_ND, gallery_ND)
+    return {} if not task.is_judged else metrics.labelled(task, query_ND, gallery_ND, progress, name)
 
 
 def _intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, Interval]:
     return {name: metrics.interval(value) for name, value in values.items()}
 
 
-def embed_views(
+def made_from(keys: Sequence[bytes], views: Views, **model: Any) -> dict[str, Any]:
+    """What some vectors are made from, for `Rows`: images by their content and the parts of them that are meant, in
+    order, how they are looked at, and what tells the model from others."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(key).digest() for key in keys)).hexdigest()
+    return {"images": digest, "views": views.convention(), **model}
+
+
+def embedded(
     model: Embedder,
     paths: Sequence[Path],
     progress: Progress,
     views: Views = ONE,
     boxes: Sequence[Box | None] | None = None,
-) -> NDArray[np.float32]:
-    """One vector of length 1 an image of all its views, (N, D) float32."""
+    start: int = 0,
+) -> Iterator[NDArray[np.float32]]:
+    """Embed image files that were readable a moment ago, or parts of them, from one place on: vectors of length 1 that
+    are made of all views, (n, D) float32, a batch at a time; threads decode ahead.
+
+    start: a multiple of `BATCH`, so that batches, which may change the last bit of a vector, are always the same.
+    """
     hows = views.of(model.preprocess)
-    return views.combined(
-        embed_files(model if views.are_one else model.viewed(how), paths, progress, boxes) for how in hows
+    seen = [model if views.are_one else model.viewed(how) for how in hows]
+    batches = [range(at, min(at + BATCH, len(paths))) for at in range(start, len(paths), BATCH)]
+    meant = ((row, how) for batch in batches for how in hows for row in batch)
+    ready = images.ahead(
+        meant, lambda one: images.prepare(paths[one[0]], one[1], None if boxes is None else boxes[one[0]])
     )
-
-
-def embed_files(
-    model: Embedder, paths: Sequence[Path], progress: Progress, boxes: Sequence[Box | None] | None = None
-) -> NDArray[np.float32]:
-    """Embed image files that were readable a moment ago, or parts of them, (N, D) float32; threads decode ahead."""
-    progress.begin(f"embedding with {model.name}", len(paths), "images")
-    meant = zip(paths, boxes or [None] * len(paths), strict=True)
-    ready = images.ahead(meant, lambda one: images.prepare(one[0], model.preprocess, one[1]))
-    parts, waiting = [], list[NDArray[np.uint8]]()
-    for at, found in enumerate(ready):
-        if isinstance(found, str):
-            raise DistillError(f"{paths[at]} {found}", "the teacher could read it a moment ago; put it back")
-        waiting.append(found)
-        full = len(waiting) == BATCH or sum(one[..., 0].size for one in waiting) >= PIXELS
-        if full or at == len(paths) - 1:
-            parts.append(embed_all(model, waiting))
-            progress.advance(len(waiting))
-            waiting.clear()
+    progress.begin(f"embedding with {model.name}", len(paths), "images", start)
+    for batch in batches:
+        parts = [_embed_batch(one, paths, batch, ready) for one in seen]
+        yield views.combined(parts)
+        progress.advance(len(batch))
     progress.end()
+
+
+def _embed_batch(
+    model: Embedder, paths: Sequence[Path], batch: range, ready: Iterator[NDArray[np.uint8] | str]
+) -> NDArray[np.float32]:
+    """One view of some images, (n, D), as they come prepared; where they are large, some after the other."""
+    parts, waiting = [], list[NDArray[np.uint8]]()
+    for row in batch:
+        found = next(ready)
+        if isinstance(found, str):
+            raise DistillError(f"{paths[row]} {found}", "the teacher could read it a moment ago; put it back")
+        waiting.append(found)
+        if row == batch[-1] or sum(one[..., 0].size for one in waiting) >= PIXELS:
+            parts.append(embed_all(model, waiting))
+            waiting.clear()
     vectors = np.concatenate(parts)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
+        more = f" and {len(broken) - 1} more of the {len(batch)} images with it" if len(broken) > 1 else ""
         raise DistillError(
-            f"{model.name} gives NaN or infinity for {paths[broken[0]]} and {len(broken) - 1} more",
+            f"{model.name} gives NaN or infinity for {paths[batch[broken[0]]]}{more}",
             "such a model cannot rank; export it again",
         )
     return vectors
