@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from distilltool import metrics
 from distilltool.metrics import Task
 from distilltool.names import headline, titled
+from distilltool.progress import Progress
 from distilltool.report import ClassReport, Difference, EvalReport, Interval, WorstQuery
 from distilltool.search import nearest
 from distilltool.truth import Truth
 
 WORST = 20
+WORK = 100_000  # comparisons that take as long as the interval of a small class
 MAIN = "map"
 MEDIUM = "map-medium"
 ALIKE = "overlap@10"
@@ -68,6 +70,7 @@ def completed(
     labels: Sequence[str] | None,
     models: Sequence[Measured],
     root: Path,
+    progress: Progress,
 ) -> Evaluation:
     """Add to a report what single queries say: differences between models, the worst queries, classes, a verdict."""
     made = Evaluation(
@@ -80,9 +83,9 @@ def completed(
     )
     told = replace(
         report,
-        differences=_differences(made.models),
+        differences=_differences(made.models, progress),
         worst=tuple(one for at in range(1, len(models)) for one in _worst(made, at)),
-        classes=_classes(made),
+        classes=_classes(made, progress),
     )
     return replace(made, report=replace(told, verdict=" ".join(verdict(told, at) for at in range(1, len(models)))))
 
@@ -92,20 +95,25 @@ def seen_from(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
-def _differences(models: Sequence[Measured]) -> tuple[Difference, ...]:
+def _differences(models: Sequence[Measured], progress: Progress) -> tuple[Difference, ...]:
     """Every later model less every earlier one, in each figure that both have."""
-    return tuple(
-        Difference(
-            model=models[one].name,
-            other=models[other].name,
-            at=(one, other),
-            figure=figure,
-            difference=metrics.difference(models[one].values[figure], models[other].values[figure]),
-        )
+    wanted = [
+        (one, other, figure)
         for other, one in combinations(range(len(models)), 2)
         for figure in models[one].values
         if figure in models[other].values
-    )
+    ]
+    queries = len(next(iter(models[1].values.values()))) if wanted else 0
+    watch = metrics.watched(progress, len(wanted) * queries * metrics.RESAMPLES)
+    watch.begin("differences", len(wanted), "figures")
+    found = []
+    for one, other, figure in wanted:
+        gap = metrics.difference(models[one].values[figure], models[other].values[figure])
+        name, beside = models[one].name, models[other].name
+        found.append(Difference(model=name, other=beside, at=(one, other), figure=figure, difference=gap))
+        watch.advance()
+    watch.end()
+    return tuple(found)
 
 
 def main_figure(report: EvalReport) -> str:
@@ -175,20 +183,24 @@ def _worst(made: Evaluation, at: int) -> list[WorstQuery]:
     ]
 
 
-def _classes(made: Evaluation) -> tuple[ClassReport, ...]:
+def _classes(made: Evaluation, progress: Progress) -> tuple[ClassReport, ...]:
     """By name; a class none of whose queries has a positive is left out, as is what has no name."""
     if made.labels is None or MAIN not in made.models[0].values:
         return ()
-    names = np.array([made.labels[row] for row in made.task.query.tolist()], object)
-    counted = ~np.isnan(made.models[0].values["map"])
-    return tuple(
-        ClassReport(
-            label=label,
-            queries=int((mine := (names == label) & counted).sum()),
-            models=tuple(metrics.interval(model.values["map"][mine]) for model in made.models),
-        )
-        for label in sorted({str(name) for name in names[counted] if name})
-    )
+    groups: dict[str, list[int]] = {}
+    for query in np.flatnonzero(~np.isnan(made.models[0].values[MAIN])).tolist():
+        groups.setdefault(made.labels[made.task.query[query]], []).append(query)
+    groups.pop("", None)
+    watch = metrics.watched(progress, len(groups) * len(made.models) * WORK)
+    watch.begin("classes", len(groups), "classes")
+    found = []
+    for label in sorted(groups):
+        mine = np.array(groups[label])
+        models = tuple(metrics.interval(model.values[MAIN][mine]) for model in made.models)
+        found.append(ClassReport(label=label, queries=len(mine), models=models))
+        watch.advance()
+    watch.end()
+    return tuple(found)
 
 
 def verdict(report: EvalReport, at: int) -> str:

@@ -15,6 +15,7 @@ from distilltool.truth import LABELLED, Figure, Truth
 RESAMPLES = 1000
 NEIGHBOURS = 10
 SCORES = 1 << 26  # of whole galleries that are held at once
+LONG = 1 << 27  # comparisons, of images or of resampled queries, from which on work says how far it is
 SHORT = 100  # neighbours up to which fetching them costs less than counting who is before the positives
 FEW = 32  # positives up to which counting for each who is before it costs less than sorting the gallery
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
@@ -78,7 +79,7 @@ def labelled(
     query_ND, gallery_ND: vectors of length 1 of all images, of which `task` picks its rows; they differ where a
     student's queries are put to the teacher's gallery. name: whose ranking it is, for the progress.
     """
-    watch = progress or Silent()
+    watch = watched(progress, len(task.query) * len(task.gallery))
     relevance = {level: _relevance(task, level) for level in dict.fromkeys(one.level for one in task.figures)}
     depth = _depth(task, relevance)
     gallery, itself = Gallery(gallery_ND, task.gallery), task.itself
@@ -100,6 +101,11 @@ def labelled(
             parts[figure.name].append(MEASURES[figure.measure].of(ranked[figure.level], figure.cut))
     watch.end()
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def watched(progress: Progress | None, work: int) -> Progress:
+    """Who is told how far work is: nobody where it is soon done."""
+    return progress if progress is not None and work >= LONG else Silent()
 
 
 def _counted(judge: "_ByLabel | _ByList", scores_QG: NDArray[np.float32], block: slice) -> Ranked:
@@ -251,7 +257,7 @@ def neighbours(
 
     query_ND, gallery_ND, name: as of `labelled`.
     """
-    watch = progress or Silent()
+    watch = watched(progress, len(task.query) * len(task.gallery))
     gallery, itself = Gallery(gallery_ND, task.gallery), task.itself
     watch.begin(f"nearest by {name}", len(task.query), "queries")
     found = [

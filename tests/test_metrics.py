@@ -274,6 +274,7 @@ def test_counting_and_fetching_agree(monkeypatch: pytest.MonkeyPatch, rng: np.ra
 def test_progress_comes_to_all_queries_of_a_ranking(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """Of each piece of work as many steps as it said there would be."""
     monkeypatch.setattr(metrics, "SCORES", 3000)
+    monkeypatch.setattr(metrics, "LONG", 90 * 150)
     works: list[list[int]] = []
 
     class Watch(Silent):
@@ -289,3 +290,6 @@ def test_progress_comes_to_all_queries_of_a_ranking(monkeypatch: pytest.MonkeyPa
     metrics.labelled(task, vectors, vectors, Watch(), "a model")
     metrics.neighbours(task, vectors, vectors, 10, Watch(), "a model")
     assert works == [[90, 90], [90, 90]]
+    monkeypatch.setattr(metrics, "LONG", 90 * 150 + 1)
+    metrics.labelled(task, vectors, vectors, Watch(), "a model")  # soon done: nobody is told
+    assert len(works) == 2

@@ -131,7 +131,7 @@ def evaluate(
             name=known.name,
             dim=known.vectors.shape[1],
             space=known.space_id,
-            metrics=_intervals(side.values),
+            metrics=_intervals(side.values, progress, known.name),
             fidelity=None,
             retention={},
             asymmetric=None,
@@ -168,7 +168,7 @@ def evaluate(
         seconds=time.perf_counter() - began,
     )
     labels = None if dataset.labels is None else [dataset.labels[row] for row in known.rows]
-    return completed(report, task, paths, labels, measured, root)
+    return completed(report, task, paths, labels, measured, root, progress)
 
 
 def _task(dataset: Dataset, rows: Sequence[int], data: str) -> Task:
@@ -296,17 +296,21 @@ def _measure(
     across = None
     if model.space_id == known.space_id:
         name = f"{model.name} in the teacher's gallery"
-        across = _intervals(_labelled(task, queries, known.vectors, side.progress, name))
+        values = _labelled(task, queries, known.vectors, side.progress, name)
+        across = _intervals(values, side.progress, name)
         nearest = metrics.neighbours(task, queries, known.vectors, k, side.progress, name)
         across["overlap@10"] = metrics.interval(metrics.shared(side.nearest, nearest))
     report = ModelReport(
         name=model.name,
         dim=vectors.shape[1],
         space=model.space_id,
-        metrics=_intervals(ours),
+        metrics=_intervals(ours, side.progress, model.name),
         fidelity=fidelity,
         asymmetric=across,
-        retention={name: metrics.ratio(ours[name], side.values[name]) for name in ours},
+        retention={
+            figure: metrics.ratio(value, side.values[figure])
+            for figure, value in _told(ours, side.progress, f"what {model.name} keeps")
+        },
     )
     return report, {**ours, "overlap@10": shared}
 
@@ -317,8 +321,21 @@ def _labelled(
     return {} if not task.is_judged else metrics.labelled(task, query_ND, gallery_ND, progress, name)
 
 
-def _intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, Interval]:
-    return {name: metrics.interval(value) for name, value in values.items()}
+def _intervals(values: dict[str, NDArray[np.float64]], progress: Progress, name: str) -> dict[str, Interval]:
+    return {figure: metrics.interval(value) for figure, value in _told(values, progress, f"intervals of {name}")}
+
+
+def _told(
+    values: dict[str, NDArray[np.float64]], progress: Progress, what: str
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Figures of queries one after the other; where resampling them takes long, it is said how far it is."""
+    queries = max((len(value) for value in values.values()), default=0)
+    watch = metrics.watched(progress, len(values) * queries * metrics.RESAMPLES)
+    watch.begin(what, len(values), "figures")
+    for one in values.items():
+        yield one
+        watch.advance()
+    watch.end()
 
 
 def made_from(keys: Sequence[bytes], views: Views, **model: Any) -> dict[str, Any]:
