@@ -378,6 +378,7 @@ def evaluate(
     gates: Sequence[str] = (),
     binary: bool = False,
     index: str | None = None,
+    drift: bool = False,
     log: Sequence[str] = (),
     html: str | Path | None = None,
     csv: str | Path | None = None,
@@ -401,7 +402,8 @@ def evaluate(
     max_cost, price_per_query, ambiguous, timeout: as in `query`. gates: what each student must reach, e.g.
     `retention.map>=0.9`, see `distilltool.quality_gate`; the report says which hold.
     binary: measure binary codes of the vectors too. index: types of `distilltool.indexes` whose recall, time and memory
-    are measured on every model's gallery, `flat,ivf-pq,hnsw:ef=64,binary`.
+    are measured on every model's gallery, `flat,ivf-pq,hnsw:ef=64,binary`. drift: say of each run whether it fails on
+    images unlike those it was trained on.
     log: trackers of `distilltool.trackers` that are told each run's figures, in its own folder.
     html: file for a page with tables, charts and pictures; needs `pip install distilltool[report]`. csv: file for the
     figures; those of every query go into another beside it, NAME.queries.csv. markdown: file that tables are appended
@@ -414,6 +416,7 @@ def evaluate(
     they are kept beside the ledger until all is done. Either way a call that was stopped goes on where it was.
     """
     from distilltool import codes, datasets, eval_text, indexes, indexing, quality_gate, trackers
+    from distilltool import drift as drifting
     from distilltool import views as looks
     from distilltool.evaluation import alone, seen_from
     from distilltool.shelf import Rows, shelf
@@ -439,6 +442,8 @@ def evaluate(
         raise DistillError(
             "--log tells trackers the figures of runs, and none of these models is one", "name a run", Exit.USAGE
         )
+    if drift:
+        drifting.check([runs.get(str(path)) for path in models], views == looks.ONE and whiten is None)
     isolate = isolate or _distrusted(list(runs.values()))
     options = _options(preprocess, output, pool, inputs, device, isolate)
     terms = _terms(None, max_cost, price_per_query, ambiguous)
@@ -524,6 +529,8 @@ def evaluate(
             made = codes.added(made, watch)
         if wanted:
             made = indexing.added(made, wanted, watch)
+        if drift:
+            made = drifting.added(made, [runs.get(str(path)) for path in models], watch)
         place = _place(Path(data), protocol or dataset.protocol, made.report)
         for at, path in enumerate(models, 1):
             if (run := runs.get(str(path))) is not None:

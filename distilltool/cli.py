@@ -475,6 +475,10 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    drift: Annotated[
+        bool,
+        typer.Option("--drift", help="Whether a run fails on images unlike those it was trained on, and what to ask."),
+    ] = False,
     log: Annotated[
         list[str] | None,
         typer.Option(
@@ -571,6 +575,7 @@ def evaluate(
             gates=gate or (),
             binary=binary,
             index=index,
+            drift=drift,
             log=log or (),
             html=html,
             csv=csv,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilltool import index_text
+from distilltool import drift_text, index_text
 from distilltool.evaluation import Evaluation, gap_of, main_figure
 from distilltool.names import in_markdown, manner, printable, titled
 from distilltool.report import Difference, EvalReport, Interval, ModelReport, to_json
@@ -87,7 +87,7 @@ def markdown(report: EvalReport) -> str:
             _cells([one.label, f"{one.queries:,}", *(shown(each, "metrics") for each in one.models)])
             for one in report.classes
         ]
-    lines += _index_table(report)
+    lines += [*_index_table(report), *_drift_tables(report)]
     if report.worst:
         lines += ["", _cells(["worst queries of", "query", "figure", "value", "teacher's", "ranked first"])]
         lines.append("| --- | --- | --- | ---: | ---: | --- |")
@@ -110,6 +110,11 @@ def _index_table(report: EvalReport) -> list[str]:
     return found
 
 
+def _drift_tables(report: EvalReport) -> Iterator[str]:
+    for said, heads, lines in drift_text.tables(report):
+        yield from ("", in_markdown(said), "", _cells(heads), "| --- | ---: | ---: |", *map(_cells, lines))
+
+
 def _rule(numbers: int) -> str:
     return f"| --- |{' ---: |' * numbers}"
 
@@ -127,9 +132,9 @@ def as_csv(report: EvalReport) -> str:
     for model in report.models:
         for family, figure, value in figures(model):
             writer.writerow([family, _cell(model.name), "", figure, *_numbers(value)])
-    for family, name, figure, numbers in index_text.csv_rows(report):
+    for family, name, figure, numbers in (*index_text.csv_rows(report), *drift_text.csv_rows(report)):
         cells = ["" if one is None or not math.isfinite(one) else repr(one) for one in numbers]
-        writer.writerow([family, _cell(name), "", figure, *cells])
+        writer.writerow([family, _cell(name), "", _cell(figure), *cells])
     for one in report.differences:
         writer.writerow(
             ["differences", _cell(one.model), _cell(one.other), _cell(one.figure), *_numbers(one.difference)]

@@ -53,7 +53,7 @@ def lines(report: EvalReport, at: int) -> list[Line]:
 
 def built(one: IndexReport) -> str:
     """What an index was built with, in words."""
-    return _set(one.settings) or "nothing to set"
+    return _set(one.settings)
 
 
 def headed(line: Line, first: bool) -> str:
@@ -66,12 +66,12 @@ def headed(line: Line, first: bool) -> str:
 
 def timing(report: EvalReport) -> str:
     """How the times were taken, in a sentence."""
-    first = next(one for model in report.models for one in model.indexes if one.points)
-    point = first.points[0]
-    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    points = [point for model in report.models for one in model.indexes for point in one.points]
+    most = max(point.threads for point in points)
+    threads = "one thread" if most == 1 else f"one thread or {most}, whichever is faster"
     return (
-        f"p50 of {point.n:,} searches one by one on one thread; queries per s of {point.batch:,} at once on {threads}; "
-        "built on one thread"
+        f"p50 of {points[0].n:,} searches one by one on one thread; queries per s of {points[0].batch:,} at once on "
+        f"{threads}; built on one thread"
     )
 
 

@@ -198,7 +198,7 @@ class ParetoReport:
 class IndexPoint:
     """One way of searching an index. settings: of the search; recall: of the k nearest by exact search; metrics: what
     the images that are returned say, {} without labels; p50_ms and so on: of n queries one by one on one thread, those
-    the samples do not earn None; qps: queries a second, `batch` of them at once."""
+    the samples do not earn None; qps: queries a second, `batch` of them at once on `threads`."""
 
     settings: dict[str, int]
     recall: Interval
@@ -208,12 +208,13 @@ class IndexPoint:
     p90_ms: float | None
     p95_ms: float | None
     batch: int
+    threads: int
     qps: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexReport:
-    """A model's gallery in one index type. index: as it was asked for; k: neighbours compared; threads: of `qps`;
+    """A model's gallery in one index type. index: as it was asked for; k: neighbours compared;
     settings: it was built with; bytes: as faiss writes it; points: from the least effort to the most, none where it
     could not be built, `reason` saying why."""
 
@@ -221,7 +222,6 @@ class IndexReport:
     k: int
     queries: int
     gallery: int
-    threads: int
     settings: dict[str, int] = field(default_factory=dict)
     build_seconds: float | None = None
     bytes: int | None = None
@@ -230,10 +230,72 @@ class IndexReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DriftGroup:
+    """Queries at like distances from what a student was trained on. overlap: with the teacher's nearest."""
+
+    low: float
+    high: float
+    queries: int
+    overlap: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftDistance:
+    """Queries by one distance to the vectors of images trained on. limit: within which 95 % of the held-out images
+    stay; median, held_out_median: of queries and of these; beyond: share of the queries beyond the limit; correlation:
+    Spearman's, of distance and overlap@10; adjusted: the same where the density of the teacher's own neighbours is
+    taken out; groups: fifths of the queries, the nearest first."""
+
+    limit: float
+    median: float
+    held_out_median: float
+    beyond: Interval
+    correlation: Interval
+    adjusted: Interval
+    groups: tuple[DriftGroup, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FarQuery:
+    """A query unlike the images a student was trained on. path: seen from the data's folder."""
+
+    path: str
+    distance: float
+    overlap: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftReport:
+    """Whether a student fails on images unlike those it was distilled on.
+
+    trained: vectors of images trained on that it is compared with; held_out: of images held out; queries: that were not
+    trained on themselves, seen: that were and do not count. span, nearest: by the distance to what the trained ones
+    span, which decides, and to the nearest of them. near, far: overlap@10 of queries within and beyond the limit, None
+    where there are none; farthest: the queries to look at, the farthest first. unlike: more are beyond the limit than
+    of held-out images; fails: whether overlap falls with distance, None where too few are on one side to tell; ask:
+    about how many such images, 0 for none; verdict: a sentence.
+    """
+
+    trained: int
+    held_out: int
+    queries: int
+    seen: int
+    span: DriftDistance
+    nearest: DriftDistance
+    near: Interval | None
+    far: Interval | None
+    farthest: tuple[FarQuery, ...]
+    unlike: bool
+    fails: bool | None
+    ask: int
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
     """One model's figures in `eval`; metrics are {} where there are no labels. nested: those of its vectors cut to the
     other lengths that they are made for, by length; binary: of their signs as codes; indexes: of its gallery in index
-    types; these where asked for."""
+    types; drift: of a run, on images unlike those it was made from; these where asked for."""
 
     name: str
     dim: int
@@ -245,6 +307,7 @@ class ModelReport:
     nested: "dict[str, ModelReport]" = field(default_factory=dict)
     binary: "ModelReport | None" = None
     indexes: tuple[IndexReport, ...] = ()
+    drift: DriftReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

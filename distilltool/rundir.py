@@ -88,6 +88,16 @@ class RunDir:
         return self.root / "held_out.npy"
 
     @property
+    def seen(self) -> Path:
+        """The student's vectors of images it was trained on."""
+        return self.root / "seen.npy"
+
+    @property
+    def unseen(self) -> Path:
+        """The student's vectors of the held-out images, in the manifest's order."""
+        return self.root / "unseen.npy"
+
+    @property
     def pixels(self) -> Path:
         return self.root / "cache" / "pixels.npy"
 
@@ -184,6 +194,8 @@ class RunDir:
             self.architecture,
             self.card,
             self.answers,
+            self.seen,
+            self.unseen,
         ):
             path.unlink(missing_ok=True)
         for folder in (self.evaluations, self.trackers, self.bundle):

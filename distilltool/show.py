@@ -364,6 +364,7 @@ class Show:
                 table.add_row(f"{titled(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._indexes(found)
+        self._drift(found)
         self._skipped(found.skipped)
         for gate in found.gates:
             self._gate(gate, gate.model)
@@ -375,6 +376,33 @@ class Show:
         for family, _, heading, values in binary_rows(found):
             form = _percent if family.endswith("retention") else _interval
             table.add_row(_safe(heading), *("–" if one is None else form(one) for one in values))
+
+    def _drift(self, found: Any) -> None:
+        """What each run makes of images unlike its own: overlap by distance, what follows, and what to look at."""
+        from distilltool import drift_text
+
+        for model in found.models:
+            one = model.drift
+            if one is None:
+                continue
+            table = Table()
+            table.add_column(f"distance from what {_safe(model.name)} knows", overflow="fold")
+            table.add_column("queries", justify="right", no_wrap=True)
+            table.add_column("overlap@10", justify="right", no_wrap=True)
+            for group in one.span.groups:
+                table.add_row(
+                    drift_text.range_of(group.low, group.high), f"{group.queries:,}", _interval(group.overlap)
+                )
+            self._console.print(table)
+            for name, said, distance in drift_text.distances(one):
+                beyond = f"{_percent(distance.beyond)} beyond {distance.limit:.3f}"
+                rho = f"with overlap {drift_text.correlation(distance.adjusted)}"
+                decides = "" if name == "span" else " (does not decide)"
+                self._console.print(f"distance {said}: {beyond}; {rho}{decides}", style="dim")
+            self._console.print(f"[bold]{_safe(one.verdict)}[/]")
+            if one.ask:
+                paths = ", ".join(_safe(query.path) for query in one.farthest[:SKIPPED_SHOWN])
+                self._console.print(f"the farthest: {paths}", soft_wrap=self._whole)
 
     def _indexes(self, found: Any) -> None:
         """A table for each model: what searching its gallery through each index type costs."""

@@ -48,7 +48,7 @@ FLAGS = {
     | COMMON
     | TERMS
     | {"--data", "--teacher", "--protocol", "--store", "--gate"}
-    | {"--html", "--csv", "--markdown", "--vectors", "--log", "--binary", "--index"}
+    | {"--html", "--csv", "--markdown", "--vectors", "--log", "--binary", "--index", "--drift"}
     | {"--scales", "--flip", "--combine", "--whiten", "--whiten-dim"},
     "export": COMMON
     | {"--bundle", "--teacher", "--opset", "--threads", "--seconds", "--isolate"}
@@ -188,9 +188,18 @@ EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_
     "whitening",
 }
 VIEWS = {"scales", "flip", "combine", "power", "count"}
-MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"} | {"binary", "indexes"}
-INDEX = {"index", "k", "queries", "gallery", "threads", "settings", "build_seconds", "bytes", "points", "reason"}
-POINT = {"settings", "recall", "metrics", "n", "p50_ms", "p90_ms", "p95_ms", "batch", "qps"}
+MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"} | {
+    "binary",
+    "indexes",
+    "drift",
+}
+INDEX = {"index", "k", "queries", "gallery", "settings", "build_seconds", "bytes", "points", "reason"}
+POINT = {"settings", "recall", "metrics", "n", "p50_ms", "p90_ms", "p95_ms", "batch", "threads", "qps"}
+DRIFT = {"trained", "held_out", "queries", "seen", "span", "nearest", "near", "far", "farthest", "unlike", "fails"} | {
+    "ask",
+    "verdict",
+}
+DISTANCE = {"limit", "median", "held_out_median", "beyond", "correlation", "adjusted", "groups"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
 EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
 VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"} | {
@@ -374,12 +383,15 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found["images"]) == {"train", "validation", "skipped"}
     assert set(found["fidelity"]) == set(found["undistilled"]) == {"overlap@10", "spearman"}
     assert set(found["fidelity"]["overlap@10"]) == INTERVAL
-    found = call("eval", "run", "--data", "labelled", "--binary", "--index", "flat,ivf-pq")
+    found = call("eval", "run", "--data", "labelled", "--binary", "--index", "flat,ivf-pq", "--drift")
     assert set(found) == EVAL and set(found["models"][1]) == MODEL
     assert set(found["views"]) == VIEWS and found["whitening"] is None
     student = found["models"][1]
     assert set(student["binary"]) == MODEL and [set(one) for one in student["indexes"]] == [INDEX, INDEX]
     assert set(student["indexes"][0]["points"][0]) == POINT
+    assert set(student["drift"]) == DRIFT and set(student["drift"]["span"]) == DISTANCE
+    assert set(student["drift"]["nearest"]["groups"][0]) == {"low", "high", "queries", "overlap"}
+    assert set(student["drift"]["farthest"][0]) == {"path", "distance", "overlap"}
     assert set(student["metrics"]) == set(student["retention"]) == METRICS
     assert set(student["fidelity"]) == {"overlap@10", "spearman"}
     assert set(student["asymmetric"]) == METRICS | {"overlap@10"}

@@ -19,12 +19,13 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="the page needs distilltool[report]")
 
 import distilltool
-from distilltool import page
+from distilltool import drift, page
 from distilltool.errors import DistillError
 from distilltool.evaluation import Evaluation
 from distilltool.page import document, facts
 from distilltool.page.charts import clipped
 from distilltool.page.map import principal, towards
+from distilltool.progress import Silent
 from distilltool.report import EvalReport, to_json
 from distilltool.rundir import RunDir, write_json
 
@@ -176,6 +177,15 @@ def seen(pages: dict[str, tuple[str, int]], folder: Path, *flags: str) -> dict[s
     }
 
 
+def drifting(made: Made, folder: Path) -> Made:
+    """The same where the first student is a run that was trained on some of these images and held out others."""
+    run = a_run(folder, 24, None)
+    vectors = made.evaluation.models[1].vectors
+    np.save(run.seen, vectors[:14].astype(np.float16))
+    np.save(run.unseen, vectors[10:20].astype(np.float16))
+    return replace(made, evaluation=drift.added(made.evaluation, [run, None], Silent()))
+
+
 def sound(one: Seen) -> None:
     """What holds for every page, whatever it shows."""
     found = one.found
@@ -268,6 +278,7 @@ def light(work: Path, labelled: Made, hostile: Made, tmp_path_factory: pytest.Te
         "labelled": (labelled.html(), 1200),
         "hostile": (hostile.html(), 390),
         "plain": (evaluated(work, work / "plain").html(), 700),
+        "drift": (drifting(labelled, folder / "three").html(), 390),
         "runs": (labelled.html(models=runs), 390),
     }
     return seen(pages, folder)
@@ -337,6 +348,24 @@ def test_what_runs_and_bundles_say_is_shown(light: dict[str, Seen]) -> None:
     charts = " ".join(light["runs"].found["charts"])
     for said in ("time of one image, share of the teacher's", "mAP kept against answers", "Training of s:"):
         assert said in charts
+
+
+@pytest.mark.slow
+def test_images_unlike_those_it_knows_are_shown(light: dict[str, Seen], labelled: Made, tmp_path: Path) -> None:
+    """Every figure of it but the farthest queries' paths is the JSON's."""
+    made = drifting(labelled, tmp_path / "three")
+    one = made.evaluation.report.models[1].drift
+    assert one is not None and one.seen == 14 and one.queries == 16
+    sound(light["drift"])
+    found = light["drift"].found
+    same_figures(found, made.evaluation.report)
+    keys = {key for key, _, _ in found["figures"] if "/drift/" in key}
+    fields = ("limit", "median", "held_out_median", "beyond/value", "correlation/value", "adjusted/value")
+    assert keys >= {f"models/1/drift/{name}/{field}" for name in ("span", "nearest") for field in fields}
+    assert keys >= {f"models/1/drift/span/groups/{at}/overlap/value" for at in range(5)}
+    assert keys >= {f"models/1/drift/farthest/{at}/distance" for at in range(16)}
+    assert one.verdict in found["text"] and "14 queries were trained on themselves" in found["text"]
+    assert any("against the distance from what it was trained on" in label for label in found["charts"])
 
 
 @pytest.mark.slow

@@ -170,6 +170,41 @@ def effort(name: str, curves: Sequence[Traded], across: str, upwards: str, label
         return _drawn(figure, name, label)
 
 
+def falling(
+    name: str,
+    at: Sequence[float],
+    values: Sequence[float],
+    groups: Sequence[tuple[float, Interval]],
+    limit: float,
+    label: str,
+) -> Markup:
+    """What single queries have by their distance, the means of groups of them with intervals, and what is far."""
+    with svg.drawing():
+        figure, axes = _figure(3.3)
+        axes.plot(at, values, ".", color=svg.MUTED, markersize=3, label="a query")
+        means = [value for _, value in groups]
+        axes.errorbar(
+            [middle for middle, _ in groups],
+            [value.value for value in means],
+            yerr=[
+                [max(0.0, value.value - value.low) for value in means],
+                [max(0.0, value.high - value.value) for value in means],
+            ],
+            fmt=f"{marker(1)}-",
+            color=colour(1),
+            markersize=6.5,
+            linewidth=1.6,
+            label="a fifth of them",
+        )
+        axes.axvline(limit, color=svg.INK, linewidth=1.1, linestyle=(0, (4, 2)), label="95 % of held-out images")
+        axes.set_ylim(-0.04, 1.04)
+        axes.margins(x=0.04)
+        axes.set_xlabel("distance from the span of images trained on")
+        axes.set_ylabel("overlap@10 with the teacher")
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4, columnspacing=1.2, fontsize=9.5)
+        return _drawn(figure, name, label)
+
+
 def _log(axes: Any, values: Sequence[float]) -> None:
     """A logarithmic axis to the right, from a round number to a round number."""
     axes.set_xscale("log")

@@ -89,6 +89,7 @@ def render(made: Evaluation, facts: Facts) -> str:
         times=_times(report, facts, titles),
         asked=_asked(report, facts, titles),
         indexes=sections.indexes(report, titles),
+        drifted=sections.drifted(made, titles),
         classes=_classes(report)[:ROWS],
         class_count=len(report.classes),
         class_charts=_class_charts(report, titles),

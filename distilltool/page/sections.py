@@ -1,17 +1,22 @@
-"""What the page shows where it was asked for: index types."""
+"""What the page shows where it was asked for: index types, and images unlike those that students know."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
-from distilltool import index_text
-from distilltool.index_text import Line
+from distilltool import drift_text, index_text
+from distilltool.drift import SPAN
+from distilltool.evaluation import ALIKE, Evaluation
+from distilltool.index_text import Entry, Line
 from distilltool.page import charts
-from distilltool.page.charts import Traded
-from distilltool.report import EvalReport, ModelReport
+from distilltool.page.charts import Traded, clipped
+from distilltool.report import DriftReport, EvalReport, Interval, ModelReport
 
 SHOWN = 4  # models with a chart of their own
+POINTS = 600  # queries in a chart
+NAME = 120  # characters of a name that others chose
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +62,7 @@ def _indexed(report: EvalReport, at: int, title: str) -> Indexed:
         drawing=_drawn(model, f"indexes{at}", label),
         caption=f"{label} The table holds the same numbers.",
         lines=tuple(line for line in index_text.lines(report, at) if line.entries),
-        built=tuple((one.index, index_text.built(one)) for one in model.indexes if one.points),
+        built=tuple((one.index, index_text.built(one)) for one in model.indexes if one.settings),
         refused=tuple((one.index, one.reason) for one in model.indexes if one.reason),
     )
 
@@ -72,3 +77,103 @@ def _drawn(model: ModelReport, name: str, label: str) -> Markup | None:
         return None
     k = model.indexes[0].k
     return charts.effort(name, curves, "ms a query, one thread", f"recall@{k} of exact search", label)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row of figures with its heading."""
+
+    head: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drifted:
+    """What one run makes of images unlike its own. groups: by distance; distances: limit, median, held-out median,
+    share beyond, correlations; farthest: distance and overlap of single queries."""
+
+    title: str
+    drawing: Markup
+    caption: str
+    report: DriftReport
+    groups: tuple[Row, ...]
+    distances: tuple[Row, ...]
+    farthest: tuple[Row, ...]
+
+
+def drifted(made: Evaluation, titles: Sequence[str]) -> list[Drifted]:
+    """The first runs, where it was asked for and some of the queries were not trained on."""
+    chosen = [at for at, model in enumerate(made.report.models) if model.drift is not None and model.drift.queries]
+    return [_drifted(made, at, titles[at]) for at in chosen[:SHOWN]]
+
+
+def _drifted(made: Evaluation, at: int, title: str) -> Drifted:
+    one = made.report.models[at].drift
+    assert one is not None
+    key = f"models/{at}/drift"
+    label = f"{title}: overlap@10 with the teacher against the distance from what it was trained on."
+    return Drifted(
+        title=title,
+        drawing=_falling(made, at, one, label),
+        caption=f"{label} Queries beyond the dashed line are farther than 95 % of the held-out images.",
+        report=one,
+        groups=tuple(
+            Row(
+                head=f"{drift_text.range_of(group.low, group.high)}",
+                entries=(
+                    Entry(text=f"{group.queries:,}", value=group.queries, key=f"{key}/span/groups/{place}/queries"),
+                    _share(group.overlap, f"{key}/span/groups/{place}/overlap/value"),
+                ),
+            )
+            for place, group in enumerate(one.span.groups)
+        ),
+        distances=tuple(
+            Row(
+                head=said,
+                entries=(
+                    *(
+                        Entry(text=f"{number:.3f}", value=number, key=f"{key}/{name}/{field}")
+                        for field, number in (
+                            ("median", distance.median),
+                            ("held_out_median", distance.held_out_median),
+                            ("limit", distance.limit),
+                        )
+                    ),
+                    _share(distance.beyond, f"{key}/{name}/beyond/value"),
+                    _correlation(distance.correlation, f"{key}/{name}/correlation/value"),
+                    _correlation(distance.adjusted, f"{key}/{name}/adjusted/value"),
+                ),
+            )
+            for name, said, distance in drift_text.distances(one)
+        ),
+        farthest=tuple(
+            Row(
+                head=clipped(query.path, NAME),
+                entries=(
+                    Entry(text=f"{query.distance:.3f}", value=query.distance, key=f"{key}/farthest/{place}/distance"),
+                    Entry(text=f"{query.overlap:.3f}", value=query.overlap, key=f"{key}/farthest/{place}/overlap"),
+                ),
+            )
+            for place, query in enumerate(one.farthest)
+        ),
+    )
+
+
+def _falling(made: Evaluation, at: int, one: DriftReport, label: str) -> Markup:
+    values = made.models[at].values
+    counted = np.flatnonzero(np.isfinite(values[SPAN]))
+    if len(counted) > POINTS:
+        counted = np.sort(np.random.default_rng(0).choice(counted, POINTS, replace=False))
+    order = np.sort(values[SPAN][np.isfinite(values[SPAN])])
+    middles = [float(np.median(some)) for some in np.array_split(order, len(one.span.groups))]
+    groups = [(middle, group.overlap) for middle, group in zip(middles, one.span.groups, strict=True)]
+    across, upwards = values[SPAN][counted].tolist(), values[ALIKE][counted].tolist()
+    return charts.falling(f"drift{at}", across, upwards, groups, one.span.limit, label)
+
+
+def _share(value: Interval, key: str) -> Entry:
+    return Entry(text=drift_text.shown(value), value=value.value if value.value == value.value else None, key=key)
+
+
+def _correlation(value: Interval, key: str) -> Entry:
+    return Entry(text=drift_text.correlation(value), value=value.value if value.value == value.value else None, key=key)

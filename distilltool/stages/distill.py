@@ -58,6 +58,7 @@ VIEWS = 3  # altered views of each image, beside the plain one, that a map into 
 VIEWED = 4000  # images beyond which there are none
 POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
+SEEN = 5000  # images trained on whose vectors are kept
 CALIBRATED = 128  # images trained on that ranges of 8 bits can be taken from
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
@@ -186,6 +187,8 @@ def distill(
         if untrained is not None:
             outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
         report = _report(student, backbone.start, answered, data, recipe, run, outcome)
+        how = teacher.preprocess.at(size, choice.keep)
+        _keep_vectors(student, how, answered, held, data, recipe.seed, run, progress)
         _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
         log.finish(tracking.figures(to_json(report)))
     return report
@@ -546,6 +549,35 @@ def _advice(outcome: Outcome) -> str:
     if after - before < TOLD:
         return f"{learned}: it hardly learned: give it longer, or a larger optimiser.lr_finetune with --set"
     return f"{learned}: the student itself limits: a larger --input, a later cut or a larger --target"
+
+
+def _keep_vectors(
+    student: Student,
+    how: Preprocess,
+    answered: Answered,
+    held: NDArray[np.bool_],
+    data: Data,
+    seed: int,
+    run: RunDir,
+    progress: Progress,
+) -> None:
+    """Write the student's vectors, by which `eval --drift` tells how unlike the images it learned from others are.
+
+    Images are prepared from their files, as `eval` prepares them: what training has cached is of another size.
+    """
+    trained = np.flatnonzero(~held)
+    if len(trained) > SEEN:
+        trained = np.sort(np.random.default_rng((seed, 7)).permutation(trained)[:SEEN])
+    parts = list[NDArray[np.float32]]()
+    progress.begin("embedding images trained on", len(trained), "images")
+    for at in range(0, len(trained), LET_GO):
+        some = trained[at : at + LET_GO]
+        rows, _ = images.load([answered.photos[row].path for row in some], how)  # one that is gone is done without
+        parts += [embed(student, rows)] if len(rows) else []
+        progress.advance(len(some))
+    progress.end()
+    write_array(run.seen, np.concatenate([np.zeros((0, student.dim), np.float32), *parts]).astype(np.float16))
+    write_array(run.unseen, embed(student, data.held_pixels).astype(np.float16))
 
 
 def _finish(

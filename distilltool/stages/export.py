@@ -198,8 +198,16 @@ def _write_vectors(bundle: Path, gallery: Sequence[Path], card: StudentCard, pro
 def _without_paths(report: ExportReport) -> ExportReport:
     """The report as it travels: nothing of the folders it was made in."""
     private: dict[str, Any] = {"skipped": [], "worst": [], "classes": []}  # names of files and classes stay here
-    evaluations = tuple({**one, "data": Path(one["data"]).name, **private} for one in report.evaluations)
+    evaluations = tuple(
+        {**one, "data": Path(one["data"]).name, **private, "models": [_nameless(model) for model in one["models"]]}
+        for one in report.evaluations
+    )
     return replace(report, bundle=Path(report.bundle).name, evaluations=evaluations)
+
+
+def _nameless(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's figures without the files that are farthest from what it knows."""
+    return {**model, "drift": {**model["drift"], "farthest": []}} if model.get("drift") else model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
