@@ -138,6 +138,26 @@ def test_the_whitening_of_a_checkpoint(tmp_path: Path) -> None:
     assert report.teacher.preprocess["size"] == [362, 362] and report.queried == 4
 
 
+def test_files_of_years_ago_are_read(tmp_path: Path) -> None:
+    """The public ones are of torch and numpy before 1.0 and 2.0: no zip archive, arrays by their old name, and no count
+    of batches beside the statistics of batch-norm."""
+    found = checkpoint(tmp_path / "net.pth")
+    state = OrderedDict((key, one) for key, one in found["state_dict"].items() if "num_batches" not in key)
+    kept = {"meta": found["meta"], "state_dict": state}
+    torch.save(kept, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "net.pth").read_bytes()
+    assert b"cnumpy._core.multiarray\n" in data and not data.startswith(b"PK")
+    (tmp_path / "net.pth").write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    meta, read = script.read(tmp_path / "net.pth")
+    assert np.array_equal(
+        meta["Lw"]["retrieval-SfM-120k"]["ms"]["P"], found["meta"]["Lw"]["retrieval-SfM-120k"]["ms"]["P"]
+    )
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 96)).astype(np.float32)
+    with torch.inference_mode():
+        made = script.build(meta, read, None)(torch.from_numpy(images)).numpy()
+    assert made == pytest.approx(by_hand(found, images), abs=1e-5)
+
+
 class Evil:
     """Runs when it is unpickled by whoever runs what a pickle says."""
 
