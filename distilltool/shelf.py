@@ -152,6 +152,7 @@ class _Filling:
     def fill(self) -> None:
         """Write what is missing; what is written stays, whatever stops it."""
         if self.done < self.wanted.count:
+            self._write_note({})  # before the file is there: without one it would be taken for somebody's
             with _writing(self.path):
                 file = self.path.open("r+b" if self.done else "wb", buffering=0)
             with file:

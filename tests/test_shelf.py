@@ -124,6 +124,17 @@ def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path) -> None:
     assert {one.name for one in (tmp_path / "kept").iterdir()} <= {".lock", "model.json", "model.npy"}
 
 
+def test_a_file_without_rows_yet_is_ours(one: Shelf) -> None:
+    """Killed before the first note that counts, it is not taken for somebody's."""
+
+    def seen(start: int) -> Iterator[NDArray[np.float32]]:
+        assert path.exists() and Shelf(one.folder, one.folder, Silent()).claim("model") == path
+        yield from blocks(start)
+
+    path = one.claim("model")
+    np.testing.assert_array_equal(one.kept(path, wanted(seen)), rows())
+
+
 @pytest.mark.parametrize("harm", "from shape shorter byte rows json list".split())
 def test_what_does_not_match_is_made_anew(one: Shelf, harm: str) -> None:
     """Another model, another set, a damaged file, a damaged note: the note must be of this file and these images."""
@@ -279,7 +290,7 @@ def test_a_stopped_eval_goes_on(work: Path, stop: signal.Signals) -> None:
     (work / "asked").unlink()
     note = work / "kept" / "student.json"
     run = subprocess.Popen([*common, "0.7", "0", *flags, "--vectors", "kept"], stderr=subprocess.DEVNULL)
-    while not note.exists():
+    while not note.exists() or not note_of(note.with_suffix(".npy"))["rows"]:
         assert run.poll() is None
         time.sleep(0.02)
     run.send_signal(stop)
