@@ -3,10 +3,10 @@
     python benchmarks/search_scale.py --work WORK --json benchmarks/results/search_scale.json
 
 A gallery of made vectors of length 1 lies in a mapped file. Our search of that file and faiss's own
-(`IndexFlatIP.search`, for which the vectors are copied into the index before the clock runs, and `faiss.knn`) take
-turns in one process, in another order each round, for the same queries; the answers are compared. Memory is asked for
-in a process for each, while it works: `own` is what is resident without the pages of mapped files. Figures are those of
-a set of made vectors around the centre of their class, each image a query to all others, by whole rankings.
+(`IndexFlatIP.search`, for which the vectors are copied into the index before the clock runs) take turns in one process,
+in another order each round, for the same queries; the answers are compared. Memory is asked for in a process for each,
+while it works: `own` is what is resident without the pages of mapped files. Figures are those of a set of made vectors
+around the centre of their class, each image a query to all others, by whole rankings.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from distilltool.search import Gallery
 from distilltool.truth import Figure, recalls
 
 BLOCK = 50_000
+SIZES = ("gallery", "dim", "queries", "k", "images", "classes")
+PARTS = ("memory_gb", "metrics", "search", "small")
 SPREAD = 1.35  # of the images of a class around its centre: about half of the queries find their class first
 FIGURES = (Figure(measure="map"), Figure(measure="map@r"), Figure(measure="r-precision"), *recalls(1, 10, 100, 1000))
 
@@ -60,11 +62,11 @@ def classes(images: int, count: int) -> NDArray[np.int64]:
     return np.repeat(np.arange(count, dtype=np.int64), sizes)
 
 
-def products(path: Path, images: int, count: int, dim: int) -> NDArray[np.float32]:
-    """A mapped file of vectors around the centres of their classes, (images, dim); what is there stays."""
+def products(path: Path, labels_N: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+    """A mapped file of vectors around the centres of their classes, (N, dim); what is there stays."""
     if not path.exists():
         rng = np.random.default_rng(6)
-        centres = unit(rng.standard_normal((count, dim), np.float32))[classes(images, count)]
+        centres = unit(rng.standard_normal((int(labels_N.max()) + 1, dim), np.float32))[labels_N]
         np.save(path, unit(centres + SPREAD * unit(rng.standard_normal(centres.shape, np.float32))))
     found: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return found
@@ -78,28 +80,23 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def search(gallery_GD: NDArray[np.float32], queries_QD: NDArray[np.float32], k: int, rounds: int) -> dict[str, Any]:
-    """Seconds of each way in each round, the ratios of ours to the others', and whether the answers are the same."""
+    """Seconds of each way in each round, the ratio of ours to faiss's, and the share of answers that are the same."""
     index = faiss.IndexFlatIP(gallery_GD.shape[1])
     for at in range(0, len(gallery_GD), BLOCK):
         index.add(np.ascontiguousarray(gallery_GD[at : at + BLOCK]))
     ways: dict[str, Callable[[], Any]] = {
         "ours": lambda: Gallery(gallery_GD).nearest(queries_QD, k).ids,
         "index": lambda: index.search(queries_QD, k)[1],
-        "knn": lambda: faiss.knn(queries_QD, gallery_GD, k, faiss.METRIC_INNER_PRODUCT)[1],
     }
     answers = {name: way() for name, way in ways.items()}  # warm: the file is in the page cache from now on
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             seconds[name].append(timed(ways[name])[0])
-    ours = np.array(seconds["ours"])
-    ratios = {name: ours / np.array(seconds[name]) for name in ("index", "knn")}
+    ratio = np.array(seconds["ours"]) / np.array(seconds["index"])
     return {
         "seconds": {name: [round(one, 4) for one in values] for name, values in seconds.items()},
-        "ratio": {
-            name: {"median": float(np.median(one)), "low": float(one.min()), "high": float(one.max())}
-            for name, one in ratios.items()
-        },
+        "ratio": {"median": float(np.median(ratio)), "low": float(ratio.min()), "high": float(ratio.max())},
         "same answers": float((np.sort(answers["ours"], axis=1) == np.sort(answers["index"], axis=1)).mean()),
     }
 
@@ -114,17 +111,17 @@ def figures(vectors_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dic
     return {"ranking_seconds": ranking, "nearest_10_seconds": nearest, "figures": means}
 
 
-def part(args: argparse.Namespace) -> None:
-    """One piece of work alone, for the sake of its memory; figures go to a file."""
-    if args.part == "figures":
-        vectors = products(args.work / "products.npy", args.images, args.classes, args.dim)
-        found = figures(vectors, classes(args.images, args.classes))
+def alone(args: argparse.Namespace) -> None:
+    """One piece of work in this process, for the sake of its memory; figures go to a file."""
+    if args.alone == "metrics":
+        labels = classes(args.images, args.classes)
+        found = figures(products(args.work / f"products-{args.images}-{args.dim}.npy", labels, args.dim), labels)
         (args.work / "figures.json").write_text(json.dumps(found))
         return
     gallery, queries = vectors_of(args)
-    if args.part == "ours":
+    if args.alone == "ours":
         Gallery(gallery).nearest(queries, args.k)
-    elif args.part == "index":
+    elif args.alone == "index":
         index = faiss.IndexFlatIP(args.dim)
         index.add(gallery)
         index.search(queries, args.k)
@@ -132,14 +129,30 @@ def part(args: argparse.Namespace) -> None:
 
 def vectors_of(args: argparse.Namespace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The mapped gallery, and the queries in memory."""
-    gallery = made(args.work / f"gallery-{args.gallery}.npy", args.gallery, args.dim, 1)
-    return gallery, np.ascontiguousarray(made(args.work / f"queries-{args.queries}.npy", args.queries, args.dim, 2))
+    gallery = made(args.work / f"gallery-{args.gallery}-{args.dim}.npy", args.gallery, args.dim, 1)
+    queries = made(args.work / f"queries-{args.queries}-{args.dim}.npy", args.queries, args.dim, 2)
+    return gallery, np.ascontiguousarray(queries)
 
 
 def memory(args: argparse.Namespace, name: str) -> dict[str, float]:
     """Most that one piece of work holds, in GB."""
-    sizes = [f"--{one}={getattr(args, one)}" for one in ("work", "gallery", "dim", "queries", "k", "images", "classes")]
-    return peak([sys.executable, __file__, "--part", name, *sizes])
+    sizes = [f"--{one}={getattr(args, one)}" for one in ("work", *SIZES)]
+    return {key: round(value, 3) for key, value in peak([sys.executable, __file__, "--alone", name, *sizes]).items()}
+
+
+def part(args: argparse.Namespace, name: str) -> Any:
+    """One part of the results."""
+    if name == "memory_gb":
+        return {one: memory(args, one) for one in ("none", "ours", "index")}
+    if name == "metrics":
+        held = memory(args, "metrics")
+        return {**json.loads((args.work / "figures.json").read_text()), "memory_gb": held}
+    gallery, queries = vectors_of(args)
+    if name == "search":
+        return search(gallery, queries, args.k, args.rounds)
+    return {
+        rows: search(np.ascontiguousarray(gallery[:rows]), queries, args.k, 4 * args.rounds) for rows in args.galleries
+    }
 
 
 def parsed() -> argparse.Namespace:
@@ -152,8 +165,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=60_502)
     parser.add_argument("--classes", type=int, default=11_316)
-    parser.add_argument("--small", type=int, nargs="*", default=[1000, 10_000], help="further galleries to be timed")
-    parser.add_argument("--part", choices=["none", "ours", "index", "figures"], help=argparse.SUPPRESS)
+    parser.add_argument("--galleries", type=int, nargs="+", default=[1000, 10_000], help="of the part `small`")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS, help="others stay as they are in --json")
+    parser.add_argument("--alone", choices=["none", "ours", "index", "metrics"], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -161,32 +175,19 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     args = parsed()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.part:
-        part(args)
+    if args.alone:
+        alone(args)
         return
-    gallery, queries = vectors_of(args)
-    products(args.work / "products.npy", args.images, args.classes, args.dim)
-    result: dict[str, Any] = {
-        "machine": machine.facts(),
-        "faiss": faiss.__version__,
-        "threads": faiss.omp_get_max_threads(),
-        "gallery": args.gallery,
-        "dim": args.dim,
-        "queries": args.queries,
-        "k": args.k,
-        "search": search(gallery, queries, args.k, args.rounds),
-        "small": [
-            {"gallery": rows, **search(np.ascontiguousarray(gallery[:rows]), queries, args.k, 4 * args.rounds)}
-            for rows in args.small
-        ],
-        "memory_gb": {name: memory(args, name) for name in ("none", "ours", "index", "figures")},
-        "images": args.images,
-        "classes": args.classes,
-        "metrics": json.loads((args.work / "figures.json").read_text()),
-    }
-    print(json.dumps(result, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    vectors_of(args)
+    sizes = {one: getattr(args, one) for one in SIZES}
+    result: dict[str, Any] = json.loads(args.json.read_text()) if args.json and args.json.exists() else sizes
+    if any(result[one] != size for one, size in sizes.items()):
+        raise SystemExit(f"{args.json} holds results of other sizes")
+    for name in args.parts:
+        result[name] = {"machine": machine.facts(), "threads": faiss.omp_get_max_threads(), **part(args, name)}
+        print(name, json.dumps({key: value for key, value in result[name].items() if key != "machine"}), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from distilltool.metrics import Task
 from distilltool.names import headline, titled
 from distilltool.progress import Progress
 from distilltool.report import ClassReport, Difference, EvalReport, Interval, WorstQuery
-from distilltool.search import nearest
+from distilltool.search import Gallery
 from distilltool.truth import Truth
 
 WORST = 20
@@ -154,7 +154,8 @@ def found(made: Evaluation, at: int, queries: NDArray[np.int64], k: int) -> NDAr
     task, vectors, truth = made.task, made.models[at].vectors, _truth(made)
     ignored = [() if truth is None else truth.ignored[query] for query in queries.tolist()]
     fetch = min(k + max(map(len, ignored), default=0), len(task.gallery))
-    ids = nearest(vectors[task.query[queries]], vectors[task.gallery], fetch, task.itself[queries]).ids
+    gallery = Gallery(vectors, task.gallery)
+    ids = gallery.nearest(vectors[task.query[queries]], fetch, task.itself[queries]).ids
     rows = np.full((len(queries), k), -1, np.int64)
     for place, one in enumerate(ids):
         kept = task.gallery[one[one >= 0]]
