@@ -92,8 +92,9 @@ class RunLog:
         if known.get("finished"):
             return
         given = Given(folder=folder, name=self.run.name, settings=settings(self.run), step=known.get("step"))
-        self.open[name] = extensions.find(trackers.__name__, "tracker", name)(given)
-        self.told[name] = known.get("step", -1)
+        tracker: Tracker = extensions.find(trackers.__name__, "tracker", name)(given)
+        self.open[name] = tracker
+        self.told[name] = -1 if tracker.told is None else tracker.told
 
     def _each(self, work: Callable[[str, Tracker], None]) -> None:
         for name, tracker in list(self.open.items()):

@@ -38,7 +38,12 @@ class Point:
 
 
 class Tracker(Protocol):
-    """A place that shows curves. Whatever it raises costs the curves, never the training."""
+    """A place that shows curves. Whatever it raises costs the curves, never the training.
+
+    told: the last step it still knows of, None where it knows nothing and is to be told everything from the start.
+    """
+
+    told: int | None
 
     def log(self, points: Sequence[Point]) -> None:
         """Take some points, in order of step, and keep them safe."""

@@ -27,6 +27,7 @@ class _Run:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it set its own level when it was loaded
         logging.getLogger("alembic").setLevel(logging.WARNING)
 
+        self.told = given.step
         given.folder.mkdir(parents=True, exist_ok=True)
         own = f"sqlite:///{(given.folder / 'mlflow.db').resolve()}"
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or own)

@@ -19,6 +19,7 @@ class _Board:
 
         # what an earlier process wrote beyond the last step that is known to be told is taken back
         purge = None if given.step is None else given.step + 1
+        self.told = given.step
         self.settings = given.settings
         self.writer: Any = SummaryWriter(str(given.folder), purge_step=purge)
         if given.step is None:

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from netrc import NetrcParseError, netrc
@@ -29,6 +30,10 @@ class _Run:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would call home
         import wandb
 
+        # a killed process leaves half of its file, which cannot be gone on with: it is written anew
+        self.told = None if mode == "offline" else given.step
+        if self.told is None:
+            shutil.rmtree(given.folder / "wandb", ignore_errors=True)
         given.folder.mkdir(parents=True, exist_ok=True)
         known = given.folder / "run.json"
         if given.step is None or not known.exists():
@@ -37,7 +42,7 @@ class _Run:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=given.name,
             id=str(json.loads(known.read_text("utf-8"))["id"]),
-            resume=None if mode == "offline" else "allow",  # what `wandb sync` puts together by the id
+            resume=None if mode == "offline" else "allow",
             dir=str(given.folder),
             mode=mode,
             config=dict(given.settings),
