@@ -543,7 +543,9 @@ def _advice(outcome: Outcome) -> str:
     """What limits the student: the images it saw, if it learned those and not others; else itself, or its time."""
     before, after = outcome.seen
     others = outcome.fidelity.overlap_at_10.value - outcome.undistilled.overlap_at_10.value
-    learned = f"{100 * (after - before):+.0f} points on images it was trained on, {100 * others:+.0f} on others"
+    learned = (
+        f"{round(100 * (after - before)):+d} points on images it was trained on, {round(100 * others):+d} on others"
+    )
     if after - before > max(TOLD, 2 * others):
         return f"{learned}: more images would help most"
     if after - before < TOLD:
