@@ -10,7 +10,7 @@ Overlap falls with distance anyhow: images that resemble few others have neighbo
 dense the teacher's own neighbours are is taken out of the correlation before it counts as failure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ SAME = 1e-4  # distance of an image to its own vector, kept in half precision
 FEW = 10  # queries on a side, with fewer of which the two are not compared
 FAMILIAR = 0.2  # share of the queries nearer than the middle of the held-out images, with less there is no contrast
 RESAMPLES = 1000
+BLOCK = 4096  # vectors at once
 HELD = 1 << 22  # numbers of resamples that are held at once
 SPAN, NEAREST = "distance to span", "distance to nearest"
 CONVENTIONS = {
@@ -43,6 +44,9 @@ CONVENTIONS = {
     "intervals resample queries and held-out images; adjusted: Spearman's partial correlation, given the mean "
     "similarity of the teacher's own ten nearest",
 }
+
+
+Measure = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +139,11 @@ def _far(known: Known, vectors_QD: NDArray[np.float32]) -> dict[str, Far]:
     def to_nearest(some_ND: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.maximum(0.0, 1.0 - gallery.nearest(some_ND, 1).scores[:, 0].astype(np.float64))
 
+    def of_all(measure: Measure, some_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.concatenate([measure(some_ND[at : at + BLOCK]) for at in range(0, len(some_ND), BLOCK)])
+
     return {
-        name: Far(queries=measure(vectors_QD), held_out=measure(known.held_out))
+        name: Far(queries=of_all(measure, vectors_QD), held_out=of_all(measure, known.held_out))
         for name, measure in ((SPAN, outside), (NEAREST, to_nearest))
     }
 

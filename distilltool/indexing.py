@@ -84,8 +84,7 @@ def _measured(
         points = []
         for point in built.points:
             ids = _found(built, point, encoded, itself, k)
-            scores = np.einsum("qd,qkd->qk", queries_QD, gallery_GD[np.maximum(ids, 0)])
-            right = (scores >= exact_Q[:, None] - ROUNDING) & (ids >= 0)
+            right = (_scores(queries_QD, gallery_GD, ids) >= exact_Q[:, None] - ROUNDING) & (ids >= 0)
             points.append(
                 _timed(
                     built,
@@ -99,6 +98,17 @@ def _measured(
     return replace(
         report, settings=dict(built.settings), build_seconds=seconds, bytes=size_of(built.index), points=tuple(points)
     )
+
+
+def _scores(
+    queries_QD: NDArray[np.float32], gallery_GD: NDArray[np.float32], ids_QK: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Inner products of queries with what was found for them, (Q, k); a few queries at a time."""
+    parts = [
+        np.einsum("qd,qkd->qk", queries_QD[at : at + BATCH], gallery_GD[np.maximum(ids_QK[at : at + BATCH], 0)])
+        for at in range(0, len(queries_QD), BATCH)
+    ]
+    return np.concatenate(parts)
 
 
 def _found(built: Index, point: Point, encoded_Q: NDArray[Any], itself: NDArray[np.int64], k: int) -> NDArray[np.int64]:

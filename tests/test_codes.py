@@ -52,6 +52,20 @@ def test_signs_rank_as_hamming_does(dim: int, rng: np.random.Generator) -> None:
     assert ((dim - signed.scores[:, 0]) / 2 == np.minimum(distances[:, 0], distances[:, 1])).sum() >= 50
 
 
+def test_codes_of_large_sets_lie_in_a_file(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ones, block by block, counted from the mean of the gallery's rows alone."""
+    vectors, rows = rng.normal(size=(70, 9)).astype(np.float32), np.arange(5, 60)
+    middle = centre(vectors, rows)
+    assert middle == pytest.approx(vectors[rows].mean(axis=0), abs=1e-6)
+    monkeypatch.setattr(codes, "BLOCK", 16)
+    assert centre(vectors, rows) == pytest.approx(middle, abs=1e-6)
+    with codes.signed(vectors, middle) as held:
+        assert not isinstance(held, np.memmap)
+    monkeypatch.setattr(codes, "IN_MEMORY", 100)
+    with codes.signed(vectors, middle) as mapped:
+        assert isinstance(mapped, np.memmap) and (mapped == signs(vectors, middle)).all()
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("codes")
