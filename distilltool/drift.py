@@ -28,6 +28,7 @@ from distilltool.search import Gallery
 
 USUAL = 0.95  # of the held-out images are nearer
 SPANNED = 4  # vectors, or numbers where these are fewer, for a direction
+TWICE = 2.0  # times the share that is to be expected beyond the limit, up to which an interval is no alarm
 GROUPS = 5
 FARTHEST = 20
 SAME = 1e-4  # distance of an image to its own vector, kept in half precision
@@ -180,7 +181,7 @@ def _report(made: Evaluation, at: int, known: Known, found: dict[str, Far], coun
         near=_mean(overlap[~beyond]),
         far=_mean(overlap[beyond]),
         farthest=_farthest(made, np.flatnonzero(counted), far, overlap),
-        unlike=bool(by[SPAN].beyond.low > 1 - USUAL),
+        unlike=_unlike(by[SPAN].beyond),
         fails=None,
         ask=0,
         verdict="",
@@ -191,6 +192,13 @@ def _report(made: Evaluation, at: int, known: Known, found: dict[str, Far], coun
     if report.unlike and report.fails is not False:
         report = replace(report, ask=_wanted(report, known.answers))
     return replace(report, verdict=verdict(report, made.report.models[at].name))
+
+
+def _unlike(beyond: Interval) -> bool | None:
+    """Whether more are beyond the limit than of held-out images; None where it may be twice as many, or not."""
+    if beyond.low > 1 - USUAL:
+        return True
+    return None if beyond.high > TWICE * (1 - USUAL) else False
 
 
 def _distance(
@@ -334,6 +342,10 @@ def verdict(report: DriftReport, name: str) -> str:
     adjusted = report.span.adjusted
     rho = f"{adjusted.value:+.2f} ({adjusted.low:+.2f} to {adjusted.high:+.2f})".replace("-", "−")
     falls = f"distance and overlap correlate by {rho}, the teacher's own density taken out"
+    if report.unlike is None:
+        unsure = f"{name}: whether these images are unlike those it was trained on cannot be told"
+        few = f"from {report.held_out:,} held-out images: {share}, where {100 * (1 - USUAL):.0f} % are to be expected"
+        return f"{unsure} {few}. Look at the farthest; a run of more answers, or more queries, would tell."
     if not report.unlike:
         weaker = f"; still, {falls}" if adjusted.high < 0 else ""
         return f"{name}: these images are like those it was trained on: {share}{weaker}. Nothing more needs asking."

@@ -33,8 +33,8 @@ BATCHES = 5  # of them at least
 BATCH_SECONDS = 0.1  # for them at least, as threads have to wait for each other on a busy machine
 ROUNDING = 1e-6  # of an inner product of vectors of length 1, in float32
 CONVENTIONS = {
-    "recall@10": "share of a query's 10 nearest by exact search that an index returns among its 10 first, of fewer as "
-    "in overlap@10; what is as near as the last of them counts as one of them",
+    "index recall": "share of a query's 10 nearest by exact search that an index returns among its 10 first, of fewer "
+    "as in overlap@10; what is as near as the last of them counts as one of them",
     "index figures": "of the images an index returns, all others counted as not found",
     "index time": f"p50 of at most {SINGLE} queries one by one on one thread, {REPEATS} times each; queries a second "
     f"are the median of {BATCHES} or more batches of all, at most {BATCH:,}, on one thread or on all processors, "

@@ -271,9 +271,9 @@ class DriftReport:
     trained: vectors of images trained on that it is compared with; held_out: of images held out; queries: that were not
     trained on themselves, seen: that were and do not count. span, nearest: by the distance to what the trained ones
     span, which decides, and to the nearest of them. near, far: overlap@10 of queries within and beyond the limit, None
-    where there are none; farthest: the queries to look at, the farthest first. unlike: more are beyond the limit than
-    of held-out images; fails: whether overlap falls with distance, None where too few are on one side to tell; ask:
-    about how many such images, 0 for none; verdict: a sentence.
+    where there are none; farthest: the queries to look at, the farthest first. unlike: whether more are beyond the
+    limit than of held-out images, None where that cannot be told; fails: whether overlap falls with distance, None
+    where too few are on one side to tell; ask: about how many such images, 0 for none; verdict: a sentence.
     """
 
     trained: int
@@ -285,7 +285,7 @@ class DriftReport:
     near: Interval | None
     far: Interval | None
     farthest: tuple[FarQuery, ...]
-    unlike: bool
+    unlike: bool | None
     fails: bool | None
     ask: int
     verdict: str

@@ -400,7 +400,7 @@ class Show:
                 decides = "" if name == "span" else " (does not decide)"
                 self._console.print(f"distance {said}: {beyond}; {rho}{decides}", style="dim")
             self._console.print(f"[bold]{_safe(one.verdict)}[/]")
-            if one.ask:
+            if one.unlike is not False:
                 paths = ", ".join(_safe(query.path) for query in one.farthest[:SKIPPED_SHOWN])
                 self._console.print(f"the farthest: {paths}", soft_wrap=self._whole)
 

@@ -206,7 +206,7 @@ def test_every_models_gallery_is_searched(report: EvalReport) -> None:
         assert flat.points[0].recall.value == 1.0 and flat.gallery == 30
         assert flat.points[0].metrics["recall@1"] == model.metrics["recall@1"]
         assert "too small" in refused.reason
-    assert {"recall@10", "index time", "index memory"} <= set(report.conventions)
+    assert {"index recall", "index time", "index memory"} <= set(report.conventions)
 
 
 def test_tables_hold_the_jsons_figures(report: EvalReport, work: Path) -> None:

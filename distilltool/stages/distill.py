@@ -58,7 +58,8 @@ VIEWS = 3  # altered views of each image, beside the plain one, that a map into 
 VIEWED = 4000  # images beyond which there are none
 POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
-SEEN = 5000  # images trained on whose vectors are kept
+SEEN = 1000  # images trained on whose vectors are kept
+TIMED = 32  # images by which it is told how long that will take
 CALIBRATED = 128  # images trained on that ranges of 8 bits can be taken from
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
@@ -172,6 +173,7 @@ def distill(
     if mapped_last:
         untrained, took = _mapped_start(student, choice, data, recipe, run)
         seconds = None if seconds is None else max(0.0, seconds - took)  # as long again is needed at the end
+    seconds = None if seconds is None else max(0.0, seconds - _keeping_takes(student, data))
     with RunLog(run, trackers, progress) as log:
         outcome = train.train(
             student,
@@ -551,6 +553,15 @@ def _advice(outcome: Outcome) -> str:
     if after - before < TOLD:
         return f"{learned}: it hardly learned: give it longer, or a larger optimiser.lr_finetune with --set"
     return f"{learned}: the student itself limits: a larger --input, a later cut or a larger --target"
+
+
+def _keeping_takes(student: Student, data: Data) -> float:
+    """Seconds that `_keep_vectors` will take, but for decoding, which goes on meanwhile."""
+    some = data.held_pixels[:TIMED]
+    began = time.perf_counter()
+    embed(student, some)
+    each = (time.perf_counter() - began) / len(some)
+    return each * (min(SEEN, len(data.pixels)) + len(data.held_pixels))
 
 
 def _keep_vectors(
