@@ -196,6 +196,14 @@ def _products(queries_QD: NDArray[np.float32], block_BD: NDArray[np.float32]) ->
     return found
 
 
+def _without(mine_QF: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """An order of columns in which the marked one, one a row at most, is the last, (Q, F)."""
+    columns = np.arange(mine_QF.shape[1])
+    at = np.where(mine_QF.any(axis=1), mine_QF.argmax(axis=1), mine_QF.shape[1])[:, None]
+    order: NDArray[np.int64] = columns + (columns >= at)
+    return np.where(order == len(columns), at, order)
+
+
 def _settled(
     found: Neighbours, own_Q: NDArray[np.int64], size: int, ids: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> NDArray[np.int64]:
@@ -203,9 +211,11 @@ def _settled(
     got_ids, got_scores = found.ids, found.scores
     k, fetch = ids.shape[1], got_ids.shape[1]
     last = got_scores[:, -1].copy()
+    tied = (got_scores[:, 1:] == got_scores[:, :-1]).any(axis=1)
     mine = got_ids == own_Q[:, None]
     got_scores[mine], got_ids[mine] = -np.inf, size
-    order = np.lexsort((got_ids, -got_scores), axis=1)[:, :k]
+    order = _without(mine)[:, :k]
+    order[tied] = np.lexsort((got_ids[tied], -got_scores[tied]), axis=1)[:, :k]
     width = order.shape[1]
     found_ids = np.take_along_axis(got_ids, order, axis=1)
     found_scores = np.take_along_axis(got_scores, order, axis=1)
