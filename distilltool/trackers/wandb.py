@@ -43,7 +43,7 @@ class _Run:
             name=given.name,
             id=str(json.loads(known.read_text("utf-8"))["id"]),
             resume=None if mode == "offline" else "allow",
-            dir=str(given.folder),
+            dir=str(given.folder.resolve()),  # it is read by a process that may have been started elsewhere
             mode=mode,
             config=dict(given.settings),
             settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
