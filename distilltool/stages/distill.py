@@ -60,6 +60,7 @@ POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
 SEEN = 1000  # images trained on whose vectors are kept
 TIMED = 32  # images by which it is told how long that will take
+MOST_KEEPING = 0.1  # of the time budget that is set aside for it
 CALIBRATED = 128  # images trained on that ranges of 8 bits can be taken from
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
 
@@ -173,7 +174,7 @@ def distill(
     if mapped_last:
         untrained, took = _mapped_start(student, choice, data, recipe, run)
         seconds = None if seconds is None else max(0.0, seconds - took)  # as long again is needed at the end
-    seconds = None if seconds is None else max(0.0, seconds - _keeping_takes(student, data))
+    seconds = None if seconds is None else seconds - min(MOST_KEEPING * seconds, _keeping_takes(student, data))
     with RunLog(run, trackers, progress) as log:
         outcome = train.train(
             student,
@@ -557,11 +558,12 @@ def _advice(outcome: Outcome) -> str:
 
 def _keeping_takes(student: Student, data: Data) -> float:
     """Seconds that `_keep_vectors` will take, but for decoding, which goes on meanwhile."""
-    some = data.held_pixels[:TIMED]
-    began = time.perf_counter()
-    embed(student, some)
-    each = (time.perf_counter() - began) / len(some)
-    return each * (min(SEEN, len(data.pixels)) + len(data.held_pixels))
+    some, took = data.held_pixels[:TIMED], list[float]()
+    for _ in range(3):  # the first warms up, and another program may interrupt any
+        began = time.perf_counter()
+        embed(student, some)
+        took.append(time.perf_counter() - began)
+    return min(took) / len(some) * (min(SEEN, len(data.pixels)) + len(data.held_pixels))
 
 
 def _keep_vectors(
