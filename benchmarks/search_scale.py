@@ -30,7 +30,7 @@ from distilltool.truth import Figure, recalls
 BLOCK = 50_000
 SIZES = ("gallery", "dim", "queries", "k", "images", "classes")
 PARTS = ("memory_gb", "metrics", "search", "small")
-SPREAD = 1.35  # of the images of a class around its centre: about half of the queries find their class first
+ALIKE = 4.0  # cosine of two images of a class over the standard deviation of that of two others
 FIGURES = (Figure(measure="map"), Figure(measure="map@r"), Figure(measure="r-precision"), *recalls(1, 10, 100, 1000))
 
 
@@ -67,7 +67,8 @@ def products(path: Path, labels_N: NDArray[np.int64], dim: int) -> NDArray[np.fl
     if not path.exists():
         rng = np.random.default_rng(6)
         centres = unit(rng.standard_normal((int(labels_N.max()) + 1, dim), np.float32))[labels_N]
-        np.save(path, unit(centres + SPREAD * unit(rng.standard_normal(centres.shape, np.float32))))
+        spread = np.float32((dim**0.5 / ALIKE - 1) ** 0.5)  # whose cosine is 1 / (1 + spread²)
+        np.save(path, unit(centres + spread * unit(rng.standard_normal(centres.shape, np.float32))))
     found: NDArray[np.float32] = np.load(path, mmap_mode="r")
     return found
 
