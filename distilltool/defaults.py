@@ -20,3 +20,4 @@ TIMEOUT = 120.0  # seconds a server may take for one batch
 TOLERANCE = 0.05  # by which two times may differ and be the same
 BENCH_FORMAT = "distilltool"
 BENCH_FORMATS = (BENCH_FORMAT, "github-action-benchmark")
+NAME = 48  # letters taken over into a file's name, which may have 255 bytes

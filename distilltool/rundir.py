@@ -274,3 +274,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DistillError(f"{path} cannot be read ({error})", "remove the run and make it again") from None
+
+
+def check_writable(path: Path) -> None:
+    """Fail before an hour of timing rather than after it; leaves no file behind that was not there."""
+    fresh = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise DistillError(f"{path} cannot be written ({error.strerror})", "choose a writable file") from None

@@ -52,7 +52,7 @@ LAYERS: dict[str, set[str]] = {
     "nouns": {"recipe", "rundir", "ledger", "preprocess", "embedder", "report", "progress", "deploy", "names"},
     "tools": set(),
     "stages": {"stages"},
-    "api": {"api", "__init__"},
+    "api": {"api", "asking", "assessing", "__init__"},
     "front": {"cli", "show", "__main__"},
 }
 

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import distilltool
-from distilltool import api, images, views
+from distilltool import images, views
+from distilltool.assessing import place
 from distilltool.cli import app
 from distilltool.errors import DistillError
 from distilltool.ledger import Ledger
@@ -242,10 +243,8 @@ def test_figures_of_other_vectors_are_kept_apart(free: Path, labelled: Path) -> 
         )
 
     reports = [told("one"), told("flip", flip=True), told("gem", flip=True, combine="gem")]
-    assert len({api._place(labelled, "folders", one) for one in reports}) == 3
-    assert api._place(labelled, "folders", reports[0]) == api._place(
-        labelled, "folders", replace(reports[0], views=None)
-    )
+    assert len({place(labelled, "folders", one) for one in reports}) == 3
+    assert place(labelled, "folders", reports[0]) == place(labelled, "folders", replace(reports[0], views=None))
     for name, said in (("flip", "mirrored too, combined by mean"), ("gem", "generalised mean, power 3")):
         assert said in (labelled.parent / f"{name}.md").read_text("utf-8")
         assert said in (labelled.parent / f"{name}.html").read_text("utf-8")
