@@ -93,6 +93,7 @@ def labelled(
         if depth > SHORT:  # the ranks of the positives are counted, nothing is sorted
             scores_QG = gallery.scores(queries_QD)
             ranked = {level: _counted(judge, scores_QG, block) for level, judge in relevance.items()}
+            del scores_QG  # or the next ones stand beside them
             watch.advance(len(queries_QD))
         else:
             found_QK = gallery.nearest(queries_QD, depth, itself[block], watch).ids
