@@ -347,8 +347,10 @@ def verdict(report: DriftReport, name: str) -> str:
         few = f"from {report.held_out:,} held-out images: {share}, where {100 * (1 - USUAL):.0f} % are to be expected"
         return f"{unsure} {few}. Look at the farthest; a run of more answers, or more queries, would tell."
     if not report.unlike:
-        weaker = f"; still, {falls}" if adjusted.high < 0 else ""
-        return f"{name}: these images are like those it was trained on: {share}{weaker}. Nothing more needs asking."
+        like = f"{name}: these images are like those it was trained on: {share}"
+        if adjusted.high < 0:
+            return f"{like}; still, {falls}: answers about images like the farthest may help."
+        return f"{like}. Nothing more needs asking."
     means = [100 * one.value for one in (report.far, report.near) if one is not None]
     kept = f"of these it keeps {means[0]:.0f} % of the teacher's nearest" if report.far is not None else ""
     beside = f", of the others {means[1]:.0f} %" if report.near is not None else ""

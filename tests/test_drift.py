@@ -119,6 +119,8 @@ BARE = DriftReport(
 
 def test_the_sentence_says_what_to_do() -> None:
     assert "Nothing more needs asking" in verdict(BARE, "s") and "correlate" not in verdict(BARE, "s")
+    weaker = verdict(replace(BARE, span=distance(0.01, 0.0, (-0.3, -0.1))), "s")
+    assert "like the farthest may help" in weaker and "Nothing more" not in weaker
     far = replace(BARE, span=distance(0.5, 0.3, (-0.4, -0.2)), unlike=True, ask=90)
     said = verdict(replace(far, fails=True), "s")
     assert said.startswith("s fails on images unlike those it was trained on: 50.0 % (30.0 to 60.0)")
