@@ -10,14 +10,16 @@ Overlap falls with distance anyhow: images that resemble few others have neighbo
 dense the teacher's own neighbours are is taken out of the correlation before it counts as failure.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import metrics
+from distilltool import images, metrics
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Exit
 from distilltool.evaluation import ALIKE, Evaluation
@@ -31,10 +33,12 @@ SPANNED = 4  # vectors, or numbers where these are fewer, for a direction
 TWICE = 2.0  # times the share that is to be expected beyond the limit, up to which an interval is no alarm
 GROUPS = 5
 FARTHEST = 20
-SAME = 1e-4  # distance of an image to its own vector, kept in half precision
+DIGEST = 32  # bytes of a SHA-256
 FEW = 10  # queries on a side, with fewer of which the two are not compared
 FAMILIAR = 0.2  # share of the queries nearer than the middle of the held-out images, with less there is no contrast
+WEAK = 0.2  # a correlation that costs little
 RESAMPLES = 1000
+CHANCES = 10_000  # draws of what chance puts beyond the limit
 BLOCK = 4096  # vectors at once
 HELD = 1 << 22  # numbers of resamples that are held at once
 SPAN, NEAREST = "distance to span", "distance to nearest"
@@ -52,11 +56,11 @@ Measure = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """A run's own vectors at length 1. trained, held_out: (N, D); answers: how many images it was trained on."""
+    """A run's own vectors at length 1. trained, held_out: (N, D); images: SHA-256 of all that it was trained on."""
 
     trained: NDArray[np.float32]
     held_out: NDArray[np.float32]
-    answers: int
+    images: frozenset[str]
 
 
 def check(runs: Sequence[RunDir | None], plain: bool) -> None:
@@ -70,11 +74,8 @@ def check(runs: Sequence[RunDir | None], plain: bool) -> None:
             "--drift compares vectors as the student makes them", "leave --scales, --flip and --whiten away", Exit.USAGE
         )
     for run in runs:
-        if run is not None and not (run.seen.is_file() and run.unseen.is_file()):
-            raise DistillError(
-                f"the run {run.root} was made by an earlier version and keeps no vectors of its images",
-                "distill it again with --restart; what is answered is not asked again",
-            )
+        if run is not None:
+            _known(run)
 
 
 def added(made: Evaluation, runs: Sequence[RunDir | None], progress: Progress) -> Evaluation:
@@ -86,9 +87,9 @@ def added(made: Evaluation, runs: Sequence[RunDir | None], progress: Progress) -
         if run is None:
             progress.note(f"{reports[at].name} is no run: nothing is known of what it was trained on")
             continue
-        known = _known(run, models[at].vectors.shape[1])
+        known = _known(run)
         found = _far(known, models[at].vectors[made.task.query])
-        counted = found[NEAREST].queries > SAME
+        counted = np.array([images.digest(made.files[row]) not in known.images for row in made.task.query.tolist()])
         reports[at] = replace(reports[at], drift=_report(made, at, known, found, counted))
         values = {name: np.where(counted, one.queries, np.nan) for name, one in found.items()}
         models[at] = replace(models[at], values={**models[at].values, **values})
@@ -98,21 +99,27 @@ def added(made: Evaluation, runs: Sequence[RunDir | None], progress: Progress) -
     return replace(made, report=report, models=tuple(models))
 
 
-def _known(run: RunDir, dim: int) -> Known:
-    def read(path: Path) -> NDArray[np.float32]:
+def _known(run: RunDir) -> Known:
+    """What a run keeps of its images; DistillError where that is not there, or not of use."""
+    again = "distill it again with --restart; what is answered is not asked again"
+    if not all(one.is_file() for one in (run.seen, run.unseen, run.trained)):
+        raise DistillError(
+            f"the run {run.root} was made by an earlier version and keeps no vectors of its images", again
+        )
+    dim = int(read_json(run.card)["dim"])
+
+    def read(path: Path, width: int, kind: str, least: int) -> NDArray[Any]:
         try:
             found = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DistillError(f"{path} cannot be read ({error})", "distill the run again with --restart") from None
-        if found.ndim != 2 or found.shape[1] != dim or len(found) < 2:
-            raise DistillError(
-                f"{path} holds an array of {found.shape}, not vectors of {dim:,} numbers",
-                "distill the run again with --restart",
-            )
-        return unit(found.astype(np.float32))
+            raise DistillError(f"{path} cannot be read ({str(error).splitlines()[0]})", again) from None
+        if found.ndim != 2 or found.shape[1] != width or found.dtype.kind != kind or len(found) < least:
+            raise DistillError(f"{path} holds {found.dtype} of shape {found.shape}, not the run's images", again)
+        return np.asarray(found)
 
-    answers = int(read_json(run.manifest)["report"]["images"]["train"])
-    return Known(trained=read(run.seen), held_out=read(run.unseen), answers=answers)
+    seen, unseen = (unit(read(path, dim, "f", 2).astype(np.float32)) for path in (run.seen, run.unseen))
+    known = read(run.trained, DIGEST, "u", 1)
+    return Known(trained=seen, held_out=unseen, images=frozenset(one.tobytes().hex() for one in known))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,24 +188,42 @@ def _report(made: Evaluation, at: int, known: Known, found: dict[str, Far], coun
         near=_mean(overlap[~beyond]),
         far=_mean(overlap[beyond]),
         farthest=_farthest(made, np.flatnonzero(counted), far, overlap),
-        unlike=_unlike(by[SPAN].beyond),
+        unlike=_unlike(by[SPAN].beyond, int(counted.sum()), len(known.held_out)),
         fails=None,
         ask=0,
         verdict="",
     )
     familiar = int((far <= report.span.held_out_median).sum())
     if beyond.sum() >= FEW and familiar >= max(FEW, FAMILIAR * len(far)):
-        report = replace(report, fails=bool(report.span.adjusted.high < 0))
+        report = replace(report, fails=_fails(report.span.adjusted))
     if report.unlike and report.fails is not False:
-        report = replace(report, ask=_wanted(report, known.answers))
+        report = replace(report, ask=_wanted(report, len(known.images)))
     return replace(report, verdict=verdict(report, made.report.models[at].name))
 
 
-def _unlike(beyond: Interval) -> bool | None:
-    """Whether more are beyond the limit than of held-out images; None where it may be twice as many, or not."""
-    if beyond.low > 1 - USUAL:
+def _unlike(beyond: Interval, queries: int, held_out: int) -> bool | None:
+    """Whether more are beyond the limit than chance puts there; None where it may be twice as many, or not.
+
+    Of images of the same kind the share beyond the k-th of H is Beta(H + 1 − k, k) distributed, whatever the distances
+    are, and nearly so between two of them (Stigler 1977): of few held-out images, the limit may lie anywhere.
+    """
+    if not queries:
+        return None
+    rng = np.random.default_rng(0)
+    place = USUAL * (held_out - 1) + 1
+    shares = rng.beta(held_out + 1 - place, place, CHANCES)
+    if beyond.value > float(np.quantile(rng.binomial(queries, shares), 0.975)) / queries:
         return True
     return None if beyond.high > TWICE * (1 - USUAL) else False
+
+
+def _fails(adjusted: Interval) -> bool | None:
+    """Whether overlap falls with distance; None where it may, so that it matters, or not."""
+    if not math.isfinite(adjusted.value):
+        return None
+    if adjusted.high < 0:
+        return True
+    return None if adjusted.low < -WEAK else False
 
 
 def _distance(
@@ -356,7 +381,7 @@ def verdict(report: DriftReport, name: str) -> str:
     beside = f", of the others {means[1]:.0f} %" if report.near is not None else ""
     ask = f"ask the teacher about some {report.ask:,} such images, and distill again"
     if report.fails is None:
-        why = "too few familiar ones are here to tell whether that is because they are unlike"
+        why = "whether that is because they are unlike cannot be told from these"
         unlike = f"{name}: these images are unlike those it was trained on"
         return f"{unlike}: {share}; {kept}{beside}; {why}. To be sure, {ask}."
     if report.fails:

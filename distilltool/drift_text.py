@@ -52,7 +52,7 @@ def tables(report: EvalReport) -> Iterator[tuple[str, list[str], list[list[str]]
     """For each run its verdict, heads and rows: what is far, and the overlap by distance."""
     for model in report.models:
         one = model.drift
-        if one is None or not one.queries:
+        if one is None:
             continue
         heads = ["distance", "queries", "overlap@10"]
         rows = [

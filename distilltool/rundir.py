@@ -98,6 +98,11 @@ class RunDir:
         return self.root / "unseen.npy"
 
     @property
+    def trained(self) -> Path:
+        """SHA-256 of every image it was trained on, (N, 32) uint8."""
+        return self.root / "trained.npy"
+
+    @property
     def pixels(self) -> Path:
         return self.root / "cache" / "pixels.npy"
 
@@ -196,6 +201,7 @@ class RunDir:
             self.answers,
             self.seen,
             self.unseen,
+            self.trained,
         ):
             path.unlink(missing_ok=True)
         for folder in (self.evaluations, self.trackers, self.bundle):

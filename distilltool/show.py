@@ -385,6 +385,9 @@ class Show:
             one = model.drift
             if one is None:
                 continue
+            if not one.queries:
+                self._console.print(f"[bold]{_safe(one.verdict)}[/]")
+                continue
             table = Table()
             table.add_column(f"distance from what {_safe(model.name)} knows", overflow="fold")
             table.add_column("queries", justify="right", no_wrap=True)

@@ -63,10 +63,28 @@ def maps(made: Evaluation, titles: Sequence[str]) -> list[Map]:
         return []
     order = queries[np.argsort([_class(made, int(query)) for query in queries], kind="stable")]  # keys walk by class
     rows = made.task.query[order]
-    way: Way = "umap" if find_spec("umap") is not None and count > NEIGHBOURS else "pca"
-    flat = [(neighbourly if way == "umap" else principal)(made.models[place].vectors[rows]) for place in places]
+    vectors = [made.models[place].vectors[rows] for place in places]
+    way, flat = _flat(vectors)
     laid = [replace(one, at=towards(flat[0].at, one.at)) for one in flat]
     return [_drawn(made, place, order, way, laid[place], titles) for place in places]
+
+
+def _flat(vectors: Sequence[NDArray[np.float32]]) -> tuple[Way, list[Flat]]:
+    """Every model's vectors in the plane, by UMAP where it is installed and finds them to differ."""
+    varied = all(len(one) > NEIGHBOURS and np.ptp(one, axis=0).max() > 0 for one in vectors)
+    if varied and _has_umap():
+        found = [neighbourly(one) for one in vectors]
+        if all(np.isfinite(one.at).all() for one in found):
+            return "umap", found
+    return "pca", [principal(one) for one in vectors]
+
+
+def _has_umap() -> bool:
+    """Whether umap-learn is installed; there is another package of its module's name."""
+    try:
+        return find_spec("umap.umap_") is not None
+    except ImportError:
+        return False
 
 
 def _class(made: Evaluation, query: int) -> str:

@@ -174,7 +174,10 @@ def distill(
     if mapped_last:
         untrained, took = _mapped_start(student, choice, data, recipe, run)
         seconds = None if seconds is None else max(0.0, seconds - took)  # as long again is needed at the end
-    seconds = None if seconds is None else seconds - min(MOST_KEEPING * seconds, _keeping_takes(student, data))
+    learned = [photo for photo, out in zip(answered.photos, held.tolist(), strict=True) if not out]
+    how = teacher.preprocess.at(size, choice.keep)
+    if seconds is not None:
+        seconds -= min(MOST_KEEPING * seconds, _keeping_takes(student, data, how, learned))
     with RunLog(run, trackers, progress) as log:
         outcome = train.train(
             student,
@@ -190,8 +193,7 @@ def distill(
         if untrained is not None:
             outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
         report = _report(student, backbone.start, answered, data, recipe, run, outcome)
-        how = teacher.preprocess.at(size, choice.keep)
-        _keep_vectors(student, how, answered, held, data, recipe.seed, run, progress)
+        _keep_vectors(student, how, learned, data, recipe.seed, run, progress)
         _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
         log.finish(tracking.figures(to_json(report)))
     return report
@@ -556,42 +558,50 @@ def _advice(outcome: Outcome) -> str:
     return f"{learned}: the student itself limits: a larger --input, a later cut or a larger --target"
 
 
-def _keeping_takes(student: Student, data: Data) -> float:
-    """Seconds that `_keep_vectors` will take, but for decoding, which goes on meanwhile."""
-    some, took = data.held_pixels[:TIMED], list[float]()
+def _keeping_takes(student: Student, data: Data, how: Preprocess, trained: Sequence[Photo]) -> float:
+    """Seconds that `_keep_vectors` will take, by a few images: it embeds while others are decoded."""
+    some, embedding, decoding = data.held_pixels[:TIMED], list[float](), list[float]()
+    files = [photo.path for photo in trained[:TIMED]]
     for _ in range(3):  # the first warms up, and another program may interrupt any
         began = time.perf_counter()
         embed(student, some)
-        took.append(time.perf_counter() - began)
-    return min(took) / len(some) * (min(SEEN, len(data.pixels)) + len(data.held_pixels))
+        embedding.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        images.load_each(files, how)
+        decoding.append(time.perf_counter() - began)
+    each, file = min(embedding) / len(some), min(decoding) / max(1, len(files))
+    return max(each, file) * min(SEEN, len(trained)) + each * len(data.held_pixels)
 
 
 def _keep_vectors(
     student: Student,
     how: Preprocess,
-    answered: Answered,
-    held: NDArray[np.bool_],
+    trained: Sequence[Photo],
     data: Data,
     seed: int,
     run: RunDir,
     progress: Progress,
 ) -> None:
-    """Write the student's vectors, by which `eval --drift` tells how unlike the images it learned from others are.
+    """Write the student's vectors, by which `eval --drift` tells how unlike the images it learned from others are, and
+    which images these were.
 
     Images are prepared from their files, as `eval` prepares them: what training has cached is of another size.
     """
-    trained = np.flatnonzero(~held)
-    if len(trained) > SEEN:
-        trained = np.sort(np.random.default_rng((seed, 7)).permutation(trained)[:SEEN])
-    parts = list[NDArray[np.float32]]()
-    progress.begin("embedding images trained on", len(trained), "images")
-    for at in range(0, len(trained), LET_GO):
-        some = trained[at : at + LET_GO]
-        rows, _ = images.load([answered.photos[row].path for row in some], how)  # one that is gone is done without
-        parts += [embed(student, rows)] if len(rows) else []
+    write_array(run.trained, np.frombuffer(b"".join(photo.sha256 for photo in trained), np.uint8).reshape(-1, 32))
+    chosen = np.sort(np.random.default_rng((seed, 7)).permutation(len(trained))[:SEEN]).tolist()
+    ready = images.ahead([trained[row].path for row in chosen], lambda path: images.prepare(path, how))
+    parts = [np.zeros((0, student.dim), np.float32)]
+    progress.begin("embedding images trained on", len(chosen), "images")
+    while some := list(islice(ready, DESCRIBED)):
+        rows = [one for one in some if not isinstance(one, str)]
+        parts += [embed(student, np.stack(rows))] if rows else []
         progress.advance(len(some))
     progress.end()
-    write_array(run.seen, np.concatenate([np.zeros((0, student.dim), np.float32), *parts]).astype(np.float16))
+    kept = np.concatenate(parts)
+    if len(kept) < len(chosen):
+        lost = f"{len(chosen) - len(kept):,} of {len(chosen):,} images trained on cannot be read any more"
+        progress.warn(f"{lost}: eval --drift goes by the others" if len(kept) > 1 else f"{lost}: no eval --drift")
+    write_array(run.seen, kept.astype(np.float16))
     write_array(run.unseen, embed(student, data.held_pixels).astype(np.float16))
 
 

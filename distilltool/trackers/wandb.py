@@ -68,11 +68,14 @@ class _Run:
 
 
 def how() -> Literal["offline"] | None:
-    """None where the user's own environment is to decide, by WANDB_MODE, a key, or a login; else offline."""
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"):
+    """Offline, but None where the user's environment says otherwise, by WANDB_MODE, a key, or a login."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "dryrun"):
+        return "offline"
+    if mode or os.environ.get("WANDB_API_KEY"):
         return None
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or HOST).hostname or ""
     with suppress(OSError, NetrcParseError):
-        if netrc(os.environ.get("NETRC")).authenticators(host) is not None:
+        if host in netrc(os.environ.get("NETRC")).hosts:
             return None
     return "offline"
