@@ -279,7 +279,7 @@ def ask(
             )
         return query_stage.bring_in(embedder, embedder.match(stock, root), stock, ledger)
     served = isinstance(embedder, ServedTeacher)
-    room = 0 if plan else _room(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
+    room = 0 if plan else left_to_ask(embedder, ledger, terms.budget)  # a forecast is not worth looking at every image
     state = ledger.settled(ledger.teacher(embedder.key), [photo.key for photo in stock.photos])
     answered = {sha256 for sha256, how in state.items() if how == "done"}
     photos = [photo for photo in stock.photos if photo.key in answered or photo.key not in state]
@@ -298,7 +298,7 @@ def ask(
     )
 
 
-def _room(embedder: Teacher, ledger: Ledger, budget: int | None) -> int | None:
+def left_to_ask(embedder: Teacher, ledger: Ledger, budget: int | None) -> int | None:
     """How often the teacher may still be asked, None for no limit."""
     ceiling = ledger.budget(embedder.key.sha256, budget)
     return None if ceiling is None else max(0, ceiling - ledger.spent(embedder.key.sha256))

@@ -24,13 +24,13 @@ from distilltool import (
     tracking,
     whitening,
 )
-from distilltool.asking import Terms, ask, dims_of, refuse_shared, take_stock
+from distilltool.asking import Terms, ask, dims_of, left_to_ask, refuse_shared, take_stock
 from distilltool.bought import BoughtTeacher
 from distilltool.datasets import Dataset, open_dataset, settled
 from distilltool.defaults import NAME, SELECTION
 from distilltool.embedder import Embedder, Teacher
 from distilltool.errors import DistillError, Exit
-from distilltool.evaluation import Evaluation, alone, seen_from
+from distilltool.evaluation import Evaluation, alone
 from distilltool.images import Inventory, Photo
 from distilltool.indexes import Wanted
 from distilltool.ledger import Ledger, TeacherKey
@@ -133,10 +133,25 @@ class Contest:
         return f"{self.data.stem[:NAME]}-{hashlib.sha256(repr(question).encode()).hexdigest()[:8]}"
 
     def files(self, shelved: Shelf) -> list[Path]:
-        """A file for the vectors of the teacher and of each model; DistillError where the disk cannot hold them."""
+        """A file for the vectors of the teacher and of each model; DistillError where the disk cannot hold them, or
+        where one would be written over what is read."""
         everyone = (self.teacher, *self.models)
         found = [shelved.claim(one.name) for one in everyone]
-        shelved.make_sure_of_room(4 * len(self.stock.photos) * sum(one.dim or 0 for one in everyone))
+        written = [
+            (one, file)
+            for one, file in zip(everyone, found, strict=True)
+            if one is self.teacher or not isinstance(one, BoughtTeacher)
+        ]
+        read = {_resolved(self.teacher.where), *map(_resolved, self.paths)}
+        given = self.dataset.distractors
+        for _, file in written:
+            if _resolved(file) in read or (given is not None and given.resolve() == file.parent.resolve()):
+                raise DistillError(f"{file} is read, and would be written over", "name another folder with --vectors")
+        images_here = len(self.stock.photos)
+        there = (file.stat().st_size if file.exists() else 0 for _, file in written)
+        shelved.make_sure_of_room(
+            sum(max(0, 4 * images_here * (one.dim or 0) - size) for (one, _), size in zip(written, there, strict=True))
+        )
         return found
 
 
@@ -158,6 +173,7 @@ def bought(
 ) -> Bought:
     """Ask the teacher what it was not asked yet, and put its vectors into a file."""
     asked, stock = contest.teacher, contest.stock
+    _afford(contest, ledger, terms)
     report, answered = _of_views(contest, stock, contest.data, ledger, terms, batch, progress)
     apart, apart_keys = None, tuple[bytes, ...]()
     if contest.apart is not None:
@@ -180,11 +196,10 @@ def bought(
             f"no image of {contest.data} could be read", "check the paths; eval --json lists why each was skipped"
         )
     keys, paths = [of_row[row] for row in rows], [dataset.paths[row] for row in rows]
-    names = [seen_from(_folder(contest.data), path) for path in paths]
     wanted = Rows(
         count=len(rows),
         made_from=stage.made_from(keys, contest.views, **_identity(asked, None)),
-        about={"space_id": asked.space_id, "files": names},
+        about=stage.about(asked, contest.views, paths, _folder(contest.data)),
         blocks=_in_ledger(asked, contest.views, ledger, keys),
     )
     known = stage.Known(
@@ -198,6 +213,25 @@ def bought(
     return Bought(
         dataset=dataset, keys=tuple(keys), paths=tuple(paths), teacher=known, apart=apart, apart_keys=apart_keys
     )
+
+
+def _afford(contest: Contest, ledger: Ledger, terms: Terms) -> None:
+    """Raise DistillError where the money does not go as far as every view of every image, which all are needed."""
+    stocks = [contest.stock, *([] if contest.apart is None else [contest.apart.stock])]
+    if isinstance(contest.teacher, BoughtTeacher) or (contest.views.are_one and len(stocks) == 1):
+        return  # of one view alone, whatever images are answered can be measured
+    wanted, left = 0, None
+    for how in contest.views.of(contest.teacher.preprocess):
+        one = contest.teacher if contest.views.are_one else contest.teacher.viewed(how)
+        left = left_to_ask(one, ledger, terms.budget)
+        for stock in stocks:
+            keys = {photo.key for photo in stock.photos}
+            wanted += len(keys) - len(ledger.settled(ledger.teacher(one.key), list(keys)))
+    if left is not None and wanted > left:
+        raise DistillError(
+            f"every view of every image takes {wanted:,} questions, and {left:,} may be asked",
+            "allow more with --max-cost, or give fewer images or views",
+        )
 
 
 def _learned(contest: Contest, apart: Apart, kept: Sequence[Photo], ledger: Ledger) -> stage.Apart:

@@ -3,7 +3,7 @@
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -255,10 +255,7 @@ class Preprocess:
 
     def fitted(self, sides: tuple[int, int]) -> tuple[int, int]:
         """What "longest" makes of (width, height): as Pillow's thumbnail, then times `zoom`, rounded down."""
-        height, width = self.size
-        share = min(1.0, width / sides[0], height / sides[1])
-        inside = [max(1, min(most, round(side * share))) for side, most in zip(sides, (width, height), strict=True)]
-        wide, tall = (_part(side, self.zoom) for side in inside)
+        wide, tall = (_part(side, self.zoom) for side in _inside(sides, (self.size[1], self.size[0])))
         return wide, tall
 
     def fits(self, shape: Sequence[int]) -> bool:
@@ -312,6 +309,21 @@ class Preprocess:
             dtype="uint8",
             source="distilltool",
         )
+
+
+def _inside(sides: tuple[int, int], most: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) within `most` of an image's proportions, as near to them as whole pixels allow."""
+    if sides[0] <= most[0] and sides[1] <= most[1]:
+        return sides
+    wide, tall = most
+    proportion = sides[0] / sides[1]
+
+    def nearer(side: float, distance: Callable[[int], float]) -> int:
+        return min((max(1, math.floor(side)), max(1, math.ceil(side))), key=distance)
+
+    if wide / tall >= proportion:
+        return nearer(tall * proportion, lambda one: abs(proportion - one / tall)), tall
+    return wide, nearer(wide / proportion, lambda one: abs(proportion - wide / one))
 
 
 def _part(side: int, scale: float) -> int:

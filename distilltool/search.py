@@ -15,6 +15,7 @@ ROWS = 1 << 17  # of a gallery at once, a multiple of faiss's own 1024: which of
 COPIED = 1 << 28  # bytes of gallery rows that lie apart and are held side by side
 PLACES = 1 << 23  # of candidates, or of scores, that are held at once
 COMPARED = 1024  # queries whose scores are all looked at, at once
+MANY = 32  # queries from which equal rows were never seen to score differently (docs/LOG.md)
 SLACK = 32  # faiss orders ties by falling id; fetching a few more lets us order them by rising id
 LOOKED = 1 << 16  # numbers that are looked at at once: what is asked of them stays in the processor's cache
 
@@ -187,11 +188,11 @@ def _is_run(rows: NDArray[np.int64]) -> bool:
 
 
 def _products(queries_QD: NDArray[np.float32], block_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products, (Q, B). A single query is multiplied as two: alone it takes a way on which equal rows may differ
-    in the last bit."""
+    """Inner products, (Q, B). A few queries are multiplied as if they were many: alone they take a way on which equal
+    rows may differ in the last bit."""
     queries_QD = queries_QD.astype(np.float32, copy=False)
-    if len(queries_QD) == 1:
-        return _products(queries_QD.repeat(2, axis=0), block_BD)[:1]
+    if 0 < len(queries_QD) < MANY:
+        return _products(np.resize(queries_QD, (MANY, queries_QD.shape[1])), block_BD)[: len(queries_QD)]
     found: NDArray[np.float32] = queries_QD @ block_BD.T
     return found
 

@@ -111,6 +111,7 @@ def shelf(store: Path, place: str, kept: Path | None, progress: Progress) -> Ite
     if lock is None and kept is not None:
         raise DistillError(f"another process keeps vectors in {kept}", "wait for it, or name another folder")
     if lock is None:  # the same evaluation twice at a time: this one keeps to itself, and nothing of it stays
+        own.parent.mkdir(parents=True, exist_ok=True)  # the other may just have been done
         with tempfile.TemporaryDirectory(dir=own.parent) as alone:
             yield Shelf(Path(alone), Path(alone), progress)
         return

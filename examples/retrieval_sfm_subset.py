@@ -51,8 +51,11 @@ def link(root: Path, out: Path, part: str, count: int, seed: int) -> int:
         raise DistillError(f"{out} holds other files, as {strange[0].name}", "name an empty folder")
     out.mkdir(parents=True, exist_ok=True)
     for name, path in wanted.items():
-        if not (out / name).exists():
-            (out / name).symlink_to(path)
+        made = out / name
+        if made.is_symlink() and made.readlink() != path:  # of a dataset that has been moved since
+            made.unlink()
+        if not made.is_symlink():
+            made.symlink_to(path)
     return len(wanted)
 
 

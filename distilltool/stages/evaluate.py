@@ -15,7 +15,7 @@ from distilltool import images, metrics, whitening
 from distilltool.datasets import Dataset
 from distilltool.embedder import Embedder, embed_all, unit
 from distilltool.errors import DistillError
-from distilltool.evaluation import Evaluation, Measured, completed, seen_from
+from distilltool.evaluation import Evaluation, Measured, completed
 from distilltool.images import Box
 from distilltool.metrics import Task
 from distilltool.progress import Progress
@@ -83,12 +83,13 @@ class Apart:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Side:
     """What every model is measured beside. values: the teacher's figures, each (Q,); nearest: the places in the gallery
-    of its nearest, (Q, K)."""
+    of its nearest, (Q, K); width: how long its own vectors are, before any whitening."""
 
     known: Known
     task: Task
     values: dict[str, NDArray[np.float64]]
     nearest: NDArray[np.int64]
+    width: int
     progress: Progress
 
 
@@ -111,7 +112,7 @@ def evaluate(
     root = Path(data) if Path(data).is_dir() else Path(data).parent
     paths = [dataset.paths[row] for row in known.rows]
     boxes = None if dataset.boxes is None else [dataset.boxes[row] for row in known.rows]
-    task = _task(dataset, known.rows, data)
+    task, width = _task(dataset, known.rows, data), known.vectors.shape[1]
     known = replace(known, vectors=_behind(known.vectors, known.name, dataset, shelf))
     if apart is not None:
         known = replace(known, vectors=apart.whitened(known.vectors, apart.vectors, known.name, shelf))
@@ -124,6 +125,7 @@ def evaluate(
         task=task,
         values=_labelled(task, known.vectors, known.vectors, progress, known.name),
         nearest=metrics.neighbours(task, known.vectors, known.vectors, k, progress, known.name),
+        width=width,
         progress=progress,
     )
     reports = [
@@ -208,10 +210,17 @@ def _vectors(
     wanted = Rows(
         count=len(paths),
         made_from=entry.made_from,
-        about={"space_id": entry.model.space_id, "files": [seen_from(root, path) for path in paths]},
+        about=about(entry.model, views, paths, root),
         blocks=lambda start: embedded(entry.model, paths, progress, views, boxes, start),
     )
     return shelf.kept(entry.file, wanted)
+
+
+def about(model: Embedder, views: Views, paths: Sequence[Path], root: Path) -> dict[str, Any]:
+    """What is said beside kept vectors, so that they can be read as a model's: their space, which is the model's own
+    where an image is one view, and their images, from the data's folder where they are in it."""
+    files = [one.relative_to(root).as_posix() if one.is_relative_to(root) else str(one.absolute()) for one in paths]
+    return {"files": files, **({"space_id": model.space_id} if views.are_one else {})}
 
 
 def _parts(vectors_ND: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -271,20 +280,23 @@ def _entered(
     """A model's report with those of its vectors cut short. learned_on: its vectors of the images apart, (M, D)."""
     model, known = entry.model, side.known
     dims = [dim for dim in entry.dims if dim < vectors.shape[1]]
-    cuts, queries = [vectors, *(_cut(vectors, dim, shelf) for dim in dims)], vectors
+    cuts = [vectors, *(_cut(vectors, dim, shelf) for dim in dims)]
+    shares = model.space_id == known.space_id and vectors.shape[1] == side.width
+    queries = vectors if shares else None
     if apart is not None and learned_on is not None:
-        if model.space_id == known.space_id:
+        if shares:
             queries = apart.whitened(vectors, apart.vectors, known.name, shelf)
         cuts = [apart.whitened(cut, learned_on, model.name, shelf) for cut in cuts]
     whole, values = _measure(model, cuts[0], side, queries)
-    nested = {str(dim): _measure(model, cut, side, cut)[0] for dim, cut in zip(dims, cuts[1:], strict=True)}
+    nested = {str(dim): _measure(model, cut, side, None)[0] for dim, cut in zip(dims, cuts[1:], strict=True)}
     return replace(whole, nested=nested), Measured(name=model.name, vectors=cuts[0], values=values)
 
 
 def _measure(
-    model: Embedder, vectors: NDArray[np.float32], side: _Side, queries: NDArray[np.float32]
+    model: Embedder, vectors: NDArray[np.float32], side: _Side, queries: NDArray[np.float32] | None
 ) -> tuple[ModelReport, dict[str, NDArray[np.float64]]]:
-    """A model's report, and its figures of each query, (Q,). queries: its vectors as put to the teacher's gallery."""
+    """A model's report, and its figures of each query, (Q,). queries: its vectors as put to the teacher's gallery, None
+    where they are of another space or length."""
     task, known, k = side.task, side.known, side.nearest.shape[1]
     ours = _labelled(task, vectors, vectors, side.progress, model.name)
     nearest = metrics.neighbours(task, vectors, vectors, k, side.progress, model.name)
@@ -294,7 +306,7 @@ def _measure(
         "spearman": metrics.interval(metrics.spearman(task, known.vectors, vectors)),
     }
     across = None
-    if model.space_id == known.space_id:
+    if queries is not None:
         name = f"{model.name} in the teacher's gallery"
         values = _labelled(task, queries, known.vectors, side.progress, name)
         across = _intervals(values, side.progress, name)
