@@ -78,9 +78,12 @@ class RunLog:
     def finish(self, figures: Mapping[str, float]) -> None:
         """Tell what is left, then the figures that the run ended with."""
         self.tell()
-        self._each(lambda _, tracker: tracker.finish(figures))
-        for name in self.open:
+
+        def finished(name: str, tracker: Tracker) -> None:
+            tracker.finish(figures)
             write_json(self._folder(name) / TOLD, {"step": self.told[name], "finished": True})
+
+        self._each(finished)
         self.open.clear()
 
     def _folder(self, name: str) -> Path:
@@ -177,7 +180,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
         for where, both in (("", report["fidelity"]), ("undistilled/", report["undistilled"]))
         for name, one in both.items()
     }
-    found |= {f"final/first_{dim}/overlap@10": one["overlap@10"]["value"] for dim, one in report["nested"].items()}
+    found |= {
+        f"final/first_{dim}/overlap@10": one["overlap@10"]["value"] for dim, one in report.get("nested", {}).items()
+    }
     found |= {f"final/{name}": report[name] for name in ("steps", "best_step", "start_share", "seconds")}
     found["final/parameters"] = report["student"]["params"]
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

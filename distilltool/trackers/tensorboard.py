@@ -18,7 +18,8 @@ class _Board:
         from torch.utils.tensorboard import SummaryWriter
 
         # what an earlier process wrote beyond the last step that is known to be told is taken back
-        purge = None if given.step is None else given.step + 1
+        begun = given.folder.is_dir() and any(given.folder.glob("events.*"))
+        purge = (0 if begun else None) if given.step is None else given.step + 1
         self.told = given.step
         self.settings = given.settings
         self.writer: Any = SummaryWriter(str(given.folder), purge_step=purge)
