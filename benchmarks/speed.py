@@ -28,6 +28,7 @@ from distilltool.stages.distill import environment
 from distilltool.student import Student
 from distilltool.students import Start, build
 from distilltool.teacher import TeacherOptions, open_teacher
+from distilltool.tracking import RunLog
 from distilltool.train import PART, Data, _Trainer
 
 COUNT, HELD, DIM = 1024, 64, 1280
@@ -62,7 +63,8 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
     if args.batches:
         changes.append(f"schedule.batches_finetune={args.batches}")
     how = recipe.load(args.recipe, changes)
-    return _Trainer(student, data, how, RunDir(run), True, None, 0.0, Silent())
+    log = RunLog(RunDir(run), (), Silent())
+    return _Trainer(student, data, how, RunDir(run), True, None, 0.0, log, Silent())
 
 
 def bare(student: Student, args: argparse.Namespace, batches: int, *, plain: bool) -> Callable[[], None]:

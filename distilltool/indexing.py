@@ -115,7 +115,8 @@ def _found(built: Index, point: Point, encoded_Q: NDArray[Any], itself: NDArray[
     """Places in the gallery of each query's k nearest but itself, as the index finds them, (Q, k), −1 for none."""
     if built.complete:
         return nearest_in(built.index, encoded_Q, k, itself)
-    _, got = built.index.search(encoded_Q, k + 1, params=point.parameters)
+    point.prepare()
+    _, got = built.index.search(encoded_Q, k + 1)
     got = np.where(got == itself[:, None], -1, got)
     order = np.argsort(got < 0, axis=1, kind="stable")  # what is missing goes behind
     found: NDArray[np.int64] = np.take_along_axis(got, order, axis=1)[:, :k]
@@ -128,11 +129,9 @@ def _timed(
     """How long a query takes by itself, and how many a second come out of a batch."""
 
     def search(some: NDArray[Any]) -> None:
-        if point.parameters is None:
-            built.index.search(some, k)
-        else:
-            built.index.search(some, k, params=point.parameters)
+        built.index.search(some, k)
 
+    point.prepare()
     some = encoded_Q[:SINGLE]
     singly = [some[at : at + 1] for at in range(len(some))]
     search(some)

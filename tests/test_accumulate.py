@@ -14,6 +14,7 @@ from distilltool.recipe import Recipe, load
 from distilltool.rundir import RunDir
 from distilltool.student import Student
 from distilltool.students import Backbone
+from distilltool.tracking import RunLog
 from distilltool.train import Data, _Trainer
 
 SIDE, COUNT, DIM = 12, 24, 6
@@ -43,7 +44,9 @@ def trainer(tmp_path: Path, batch: int, parts: int, *, name: str = "drd", finetu
     changes = [f"schedule.batch={batch}", f"schedule.batches_finetune={parts}", "optimiser.clip=1e6"]
     recipe: Recipe = load(name, changes)
     tmp_path.mkdir(exist_ok=True)
-    return _Trainer(student, data, recipe, RunDir(tmp_path), finetune, None, 0.0, Silent())
+    return _Trainer(
+        student, data, recipe, RunDir(tmp_path), finetune, None, 0.0, RunLog(RunDir(tmp_path), (), Silent()), Silent()
+    )
 
 
 def gradients(one: _Trainer, batches: list[Batch]) -> list[Tensor]:

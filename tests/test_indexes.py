@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,8 +85,8 @@ def test_what_is_found_is_what_faiss_finds(name: str, vectors: np.ndarray) -> No
     report = measured(name, vectors)
     built = indexes.build(wanted, vectors)
     point = built.points[-1]
-    words = {} if point.parameters is None else {"params": point.parameters}
-    _, ids = built.index.search(built.encode(vectors[:200]), 60 if built.complete else 11, **words)
+    point.prepare()
+    _, ids = built.index.search(built.encode(vectors[:200]), 60 if built.complete else 11)
     similar = vectors[:200] @ vectors.T
     np.fill_diagonal(similar, -2)
     right = 0
@@ -248,3 +250,18 @@ def test_the_command_says_it_in_80_columns(work: Path, monkeypatch: pytest.Monke
         assert one in " ".join(said.split()) or one in said, one
     result = CliRunner().invoke(app, [*words, "--index", "hsnw", "--json"])
     assert result.exit_code == Exit.USAGE and result.stdout == "" and "use some of binary, flat" in result.stderr
+
+
+def test_a_program_that_uses_faiss_with_torch_is_served_too() -> None:
+    """As pytorch-metric-learning does: that module replaces faiss's `search` by one that takes less."""
+    code = """
+import faiss.contrib.torch_utils
+import numpy as np
+from distilltool import indexes
+vectors = np.eye(40, 16, dtype=np.float32)
+[wanted] = indexes.parse("hnsw")
+from distilltool import indexing
+built = indexes.build(wanted, vectors)
+assert indexing._found(built, built.points[-1], vectors[:16], np.full(16, -1), 1)[:, 0].tolist() == list(range(16))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

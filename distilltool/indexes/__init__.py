@@ -22,10 +22,11 @@ from distilltool.errors import DistillError, Exit
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One way of searching an index. parameters: what faiss takes with a search, None for nothing."""
+    """One way of searching an index. prepare: makes the index search so; parameters of a single search would be refused
+    where a program has loaded faiss.contrib.torch_utils, which replaces `search`."""
 
     settings: Mapping[str, int] = field(default_factory=dict)
-    parameters: Any = None
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,7 @@
 """A graph of near neighbours that a search walks along."""
 
+from functools import partial
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ def hnsw(vectors_GD: NDArray[np.float32], *, m: int = LINKS, build: int = BUILD,
         encode=np.ascontiguousarray,
         settings={"m": m, "build": build},
         points=tuple(
-            Point(settings={"ef": one}, parameters=faiss.SearchParametersHNSW(efSearch=one))
+            Point(settings={"ef": one}, prepare=partial(setattr, index.hnsw, "efSearch", one))
             for one in sweep(16, max(ef or 0, min(MOST, max(16, len(vectors_GD)))), ef)
         ),
     )

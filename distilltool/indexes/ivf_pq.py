@@ -1,5 +1,7 @@
 """Cells of vectors near each other, each vector kept as a short code."""
 
+from functools import partial
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +58,7 @@ def ivf_pq(
         encode=encode,
         settings={"nlist": nlist, "m": m, "bits": bits},
         points=tuple(
-            Point(settings={"nprobe": one}, parameters=faiss.SearchParametersIVF(nprobe=one))
+            Point(settings={"nprobe": one}, prepare=partial(setattr, index, "nprobe", one))
             for one in sweep(1, nlist, nprobe)
         ),
     )
