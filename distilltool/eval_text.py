@@ -18,6 +18,7 @@ FAMILIES = {
     "retention": "{} kept",
     "fidelity": "{}",
     "asymmetric": "{}, in the teacher's gallery",
+    "reverse": "{}, of the teacher's queries",
 }
 COLUMNS = ("family", "model", "other", "figure", "value", "low", "high")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute

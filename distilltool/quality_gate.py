@@ -14,6 +14,7 @@ FIGURES = {
     "retention": (JUDGED, SHOWN),
     "fidelity": ("overlap@10|spearman", "overlap@10, spearman"),
     "asymmetric": (f"{JUDGED}|overlap@10", f"overlap@10, {SHOWN}"),
+    "reverse": (f"{JUDGED}|overlap@10", f"overlap@10, {SHOWN}"),
 }
 ENDS = ("value", "low", "high")
 WRITTEN = (
@@ -79,6 +80,6 @@ def judge(gate: QualityGate, model: ModelReport) -> EvalGate:
 def _unmeasured(gate: QualityGate, model: ModelReport) -> str:
     if model.metrics and gate.family in ("metrics", "retention") and gate.figure not in model.metrics:
         return f"on these images there are {', '.join(model.metrics)}"
-    if gate.family == "asymmetric":
+    if gate.family in ("asymmetric", "reverse"):
         return "the student's vectors are not in the teacher's space, or the images have no labels"
     return "the images have no labels, or none has another of its own"

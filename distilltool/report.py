@@ -293,9 +293,11 @@ class DriftReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
-    """One model's figures in `eval`; metrics are {} where there are no labels. nested: those of its vectors cut to the
-    other lengths that they are made for, by length; binary: of their signs as codes; indexes: of its gallery in index
-    types; drift: of a run, on images unlike those it was made from; these where asked for."""
+    """One model's figures in `eval`; metrics are {} where there are no labels. asymmetric: its queries in the teacher's
+    gallery; reverse: the teacher's queries in its gallery; both None where their vectors do not share a space. nested:
+    figures of its vectors cut to the other lengths that they are made for, by length; binary: of their signs as codes;
+    indexes: of its gallery in index types; drift: of a run, on images unlike those it was made from; these where asked
+    for."""
 
     name: str
     dim: int
@@ -304,6 +306,7 @@ class ModelReport:
     fidelity: dict[str, Interval] | None
     retention: dict[str, Interval]
     asymmetric: dict[str, Interval] | None
+    reverse: dict[str, Interval] | None = None
     nested: "dict[str, ModelReport]" = field(default_factory=dict)
     binary: "ModelReport | None" = None
     indexes: tuple[IndexReport, ...] = ()

@@ -358,10 +358,11 @@ class Show:
                 f"overlap@10, first {dim:,}", "", *(_interval(one.fidelity["overlap@10"]) if one else "–" for one in at)
             )
         self._binary_rows(table, found)
-        for name in (*main, "overlap@10"):  # the students' queries put to the teacher's gallery
-            across = [(s.asymmetric or {}).get(name) for s in students]
-            if any(across):
-                table.add_row(f"{titled(name)} → teacher", "", *(_interval(one) if one else "–" for one in across))
+        for family, towards in (("asymmetric", "→ teacher"), ("reverse", "← teacher")):  # whose queries, whose gallery
+            for name in (*main, "overlap@10"):
+                across = [(getattr(s, family) or {}).get(name) for s in students]
+                if any(across):
+                    table.add_row(f"{titled(name)} {towards}", "", *(_interval(one) if one else "–" for one in across))
         self._console.print(table)
         self._indexes(found)
         self._drift(found)

@@ -188,7 +188,7 @@ EVAL = {"data", "queries", "gallery", "protocol", "models", "skipped", "teacher_
     "whitening",
 }
 VIEWS = {"scales", "flip", "combine", "power", "count"}
-MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "nested"} | {
+MODEL = {"name", "dim", "space", "metrics", "fidelity", "retention", "asymmetric", "reverse", "nested"} | {
     "binary",
     "indexes",
     "drift",
@@ -394,7 +394,7 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(student["drift"]["farthest"][0]) == {"path", "distance", "overlap"}
     assert set(student["metrics"]) == set(student["retention"]) == METRICS
     assert set(student["fidelity"]) == {"overlap@10", "spearman"}
-    assert set(student["asymmetric"]) == METRICS | {"overlap@10"}
+    assert set(student["asymmetric"]) == set(student["reverse"]) == METRICS | {"overlap@10"}
     found = call("export", "run", "--seconds", "1")
     assert set(found) == EXPORT and set(found["variants"][0]) == VARIANT
     assert set(found["variants"][0]["parity"]) == {"cosine_min", "cosine_mean"}

@@ -93,6 +93,34 @@ def test_vectors_of_another_length_meet_no_gallery_of_the_teacher(work: Path) ->
     assert json.loads(out)["models"][1]["asymmetric"] is None
 
 
+def test_both_ways_between_student_and_teacher(work: Path, rng: np.random.Generator) -> None:
+    """Whose queries, whose gallery: R@1 and the teacher's ten nearest, written out a second time."""
+    assert evaluated("--vectors", "kept")[0] == 0
+    said = json.loads((work / "kept" / "teacher.json").read_text())
+    theirs = np.load(work / "kept" / "teacher.npy")
+    ours = theirs + rng.normal(0, 0.6, theirs.shape).astype(np.float32) * np.abs(theirs)
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+    np.savez(work / "near.npz", path=said["files"], vectors=ours, space_id=np.array(said["space_id"]))
+    words = ["near.npz", "--teacher", "teacher.onnx", "--data", "labelled", "--json"]
+    code, out, err = call("eval", *words, *FLAGS, "--preprocess", "size=32")
+    assert code == 0, err
+    labels = np.array([Path(name).parent.name for name in said["files"]])
+
+    def ranked(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+        scores = queries @ gallery.T
+        np.fill_diagonal(scores, -2)
+        return np.argsort(-scores, axis=1)
+
+    right = ranked(theirs, theirs)[:, :9]
+    model = json.loads(out)["models"][1]
+    for family, order in (("asymmetric", ranked(ours, theirs)), ("reverse", ranked(theirs, ours))):
+        hits = (labels[order[:, 0]] == labels).mean()
+        shared = np.mean([len(set(a) & set(b)) / 9 for a, b in zip(right, order[:, :9], strict=True)])
+        assert model[family]["recall@1"]["value"] == pytest.approx(hits)
+        assert model[family]["overlap@10"]["value"] == pytest.approx(shared)
+    assert model["asymmetric"] != model["reverse"]
+
+
 @pytest.mark.parametrize("queries", [1, 2, 3, 5, 17])
 @pytest.mark.parametrize("count", [101, 257])
 def test_equal_vectors_score_equally_in_small_galleries(queries: int, count: int, rng: np.random.Generator) -> None:

@@ -142,7 +142,7 @@ def test_csv_and_markdown_hold_the_jsons_figures(work: Path, report: EvalReport)
     assert len(found) == len(rows)
     count = 0
     for model in report.models:
-        for family in ("metrics", "retention", "fidelity", "asymmetric"):
+        for family in ("metrics", "retention", "fidelity", "asymmetric", "reverse"):
             for name, value in (getattr(model, family) or {}).items():
                 row = found[family, model.name, "", name]
                 assert [float(row[end]) for end in ("value", "low", "high")] == [value.value, value.low, value.high]

@@ -228,7 +228,7 @@ def same_figures(found: dict[str, Any], report: EvalReport) -> None:
             if one["points"]:
                 wanted |= {"bytes", "build_seconds"}
             assert {f"models/{at}/indexes/{place}/{what}" for what in wanted} <= keys
-        for family in ("metrics", "retention", "fidelity", "asymmetric"):
+        for family in ("metrics", "retention", "fidelity", "asymmetric", "reverse"):
             for figure, one in (model[family] or {}).items():
                 assert one["value"] is None or f"models/{at}/{family}/{figure}/value" in keys
     assert {f"differences/{at}/difference/value" for at in range(len(values["differences"]))} <= keys

@@ -295,7 +295,7 @@ def _entered(
 def _measure(
     model: Embedder, vectors: NDArray[np.float32], side: _Side, queries: NDArray[np.float32] | None
 ) -> tuple[ModelReport, dict[str, NDArray[np.float64]]]:
-    """A model's report, and its figures of each query, (Q,). queries: its vectors as put to the teacher's gallery, None
+    """A model's report, and its figures of each query, (Q,). queries: its vectors as they meet the teacher's, None
     where they are of another space or length."""
     task, known, k = side.task, side.known, side.nearest.shape[1]
     ours = _labelled(task, vectors, vectors, side.progress, model.name)
@@ -305,13 +305,10 @@ def _measure(
         "overlap@10": metrics.interval(shared),
         "spearman": metrics.interval(metrics.spearman(task, known.vectors, vectors)),
     }
-    across = None
+    across = back = None
     if queries is not None:
-        name = f"{model.name} in the teacher's gallery"
-        values = _labelled(task, queries, known.vectors, side.progress, name)
-        across = _intervals(values, side.progress, name)
-        nearest = metrics.neighbours(task, queries, known.vectors, k, side.progress, name)
-        across["overlap@10"] = metrics.interval(metrics.shared(side.nearest, nearest))
+        across = _across(queries, known.vectors, side, f"{model.name} in the teacher's gallery")
+        back = _across(known.vectors, queries, side, f"the teacher's queries to {model.name}")
     report = ModelReport(
         name=model.name,
         dim=vectors.shape[1],
@@ -319,12 +316,23 @@ def _measure(
         metrics=_intervals(ours, side.progress, model.name),
         fidelity=fidelity,
         asymmetric=across,
+        reverse=back,
         retention={
             figure: metrics.ratio(value, side.values[figure])
             for figure, value in _told(ours, side.progress, f"what {model.name} keeps")
         },
     )
     return report, {**ours, "overlap@10": shared}
+
+
+def _across(
+    query_ND: NDArray[np.float32], gallery_ND: NDArray[np.float32], side: _Side, name: str
+) -> dict[str, Interval]:
+    """Figures of one model's queries in another's gallery, and how many of the teacher's nearest they find."""
+    found = _intervals(_labelled(side.task, query_ND, gallery_ND, side.progress, name), side.progress, name)
+    k = side.nearest.shape[1]
+    nearest = metrics.neighbours(side.task, query_ND, gallery_ND, k, side.progress, name)
+    return {**found, "overlap@10": metrics.interval(metrics.shared(side.nearest, nearest))}
 
 
 def _labelled(
