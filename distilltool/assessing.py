@@ -220,14 +220,15 @@ def _afford(contest: Contest, ledger: Ledger, terms: Terms) -> None:
     stocks = [contest.stock, *([] if contest.apart is None else [contest.apart.stock])]
     if isinstance(contest.teacher, BoughtTeacher) or (contest.views.are_one and len(stocks) == 1):
         return  # of one view alone, whatever images are answered can be measured
-    wanted, left = 0, None
-    for how in contest.views.of(contest.teacher.preprocess):
-        one = contest.teacher if contest.views.are_one else contest.teacher.viewed(how)
-        left = left_to_ask(one, ledger, terms.budget)
+    left = left_to_ask(contest.teacher, ledger, terms.budget)  # of the file, whatever the view
+    if left is None:
+        return
+    wanted = 0
+    for one in _seen(contest.teacher, contest.views):
         for stock in stocks:
             keys = {photo.key for photo in stock.photos}
             wanted += len(keys) - len(ledger.settled(ledger.teacher(one.key), list(keys)))
-    if left is not None and wanted > left:
+    if wanted > left:
         raise DistillError(
             f"every view of every image takes {wanted:,} questions, and {left:,} may be asked",
             "allow more with --max-cost, or give fewer images or views",
@@ -364,6 +365,11 @@ def _identity(model: Embedder, run: RunDir | None) -> dict[str, Any]:
     return {**facts, "model": [key.sha256, key.output, key.pool], "provider": getattr(model, "provider", "")}
 
 
+def _seen(asked: Teacher, views: Views) -> list[Teacher]:
+    """The teacher as it is asked about each view."""
+    return [asked] if views.are_one else [asked.viewed(how) for how in views.of(asked.preprocess)]
+
+
 def _of_views(
     contest: Contest,
     stock: Inventory,
@@ -379,8 +385,7 @@ def _of_views(
     root = _folder(data)
     keys = [photo.key for photo in stock.photos]
     reports, answered = list[QueryReport](), set(keys)
-    for how in views.of(asked.preprocess):
-        one = asked if views.are_one else asked.viewed(how)
+    for one in _seen(asked, views):
         bought = ask(one, stock, root, ledger, terms, False, batch, SELECTION, 0, progress)
         refuse_shared(one, stock, ledger, progress, bought)
         reports.append(bought)
@@ -402,8 +407,7 @@ def _in_ledger(
     asked: Teacher, views: Views, ledger: Ledger, keys: Sequence[bytes]
 ) -> Callable[[int], Iterator[NDArray[np.float32]]]:
     """The teacher's vectors of images all of whose views were answered, from one of them on, block by block."""
-    seen = [asked if views.are_one else asked.viewed(how) for how in views.of(asked.preprocess)]
-    numbers = [ledger.teacher(one.key) for one in seen]
+    numbers = [ledger.teacher(one.key) for one in _seen(asked, views)]
 
     def answers(number: int, some: Sequence[bytes]) -> NDArray[np.float32]:
         found = ledger.vectors(number, some)
