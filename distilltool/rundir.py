@@ -151,29 +151,14 @@ class RunDir:
 
         The lock is the system's: it ends with the process that holds it, however that ends.
         """
-        from filelock import FileLock, Timeout
-
         self._check_folder()
-        lock = FileLock(self.root / LOCK, timeout=0)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise DistillError(
-                f"another process is making the run {self.root}", "wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            raise DistillError(
-                f"{self.root} cannot be written ({error.strerror})", "choose a writable folder with --out"
-            ) from None
+        lock = lock_folder(self.root, "choose a writable folder with --out")
+        if lock is None:
+            raise DistillError(f"another process is making the run {self.root}", "wait for it, or choose another --out")
         try:
             yield
         finally:
-            with suppress(OSError):
-                if not any(one.name != LOCK for one in self.root.iterdir()):  # nothing came of it
-                    (self.root / LOCK).unlink()
-                    self.root.rmdir()
-            lock.release()
+            unlock_folder(self.root, lock)
 
     def begin(self, plan: Mapping[str, Any], restart: bool) -> bool:
         """Make the run, or reopen it where it was made from the same; True where it is finished already.
@@ -293,3 +278,28 @@ def check_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise DistillError(f"{path} cannot be written ({error.strerror})", "choose a writable file") from None
+
+
+def lock_folder(folder: Path, fix: str) -> Any:
+    """A folder for ourselves, until `unlock_folder` or the process ends; None where another process has it. fix: what
+    to do where it cannot be written."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        return None
+    except OSError as error:
+        raise DistillError(f"{folder} cannot be written ({error.strerror})", fix) from None
+    return lock
+
+
+def unlock_folder(folder: Path, lock: Any) -> None:
+    """Let others have it; a folder that nothing came into goes."""
+    with suppress(OSError):
+        if not any(one.name != LOCK for one in folder.iterdir()):
+            (folder / LOCK).unlink()
+            folder.rmdir()
+    lock.release()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distilltool.errors import DistillError
 from distilltool.names import printable
 from distilltool.progress import Progress
-from distilltool.rundir import LOCK, write_json
+from distilltool.rundir import lock_folder, unlock_folder, write_json
 
 ROWS = 4096  # at once, of what is made of rows that are there
 HELD = 1 << 26  # bytes of vectors up to which those that are soon gone are held in memory instead
@@ -107,7 +107,7 @@ def shelf(store: Path, place: str, kept: Path | None, progress: Progress) -> Ite
     """
     own = store.parent / f"{store.stem}-vectors" / place
     folder = own if kept is None else kept
-    lock = _lock(folder)
+    lock = lock_folder(folder, "name a writable folder with --vectors")
     if lock is None and kept is not None:
         raise DistillError(f"another process keeps vectors in {kept}", "wait for it, or name another folder")
     if lock is None:  # the same evaluation twice at a time: this one keeps to itself, and nothing of it stays
@@ -123,11 +123,7 @@ def shelf(store: Path, place: str, kept: Path | None, progress: Progress) -> Ite
         if kept is None:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        with suppress(OSError):
-            if not any(one.name != LOCK for one in folder.iterdir()):  # nothing came of it
-                (folder / LOCK).unlink()
-                folder.rmdir()
-        lock.release()
+        unlock_folder(folder, lock)
         with suppress(OSError):
             own.parent.rmdir()  # where nothing else is in it
 
@@ -259,20 +255,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise DistillError(
             f"{path} cannot be written ({error.strerror})", "make room and run the same command again: it goes on"
         ) from None
-
-
-def _lock(folder: Path) -> Any:
-    """The folder for ourselves, until the lock is released or the process ends; None where another process has it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        return None
-    except OSError as error:
-        raise DistillError(
-            f"{folder} cannot be written ({error.strerror})", "name a writable folder with --vectors"
-        ) from None
-    return lock
