@@ -460,7 +460,7 @@ def evaluate(
             contest.views,
             known.apart,
         )
-        made = assessing.completed(made, more, runs, watch)
+        made = assessing.completed(made, more, contest, known, watch)
         assessing.deliver(made, more, contest, protocol or dataset.protocol, watch)
     return made.report
 

@@ -266,14 +266,15 @@ def entries(contest: Contest, known: Bought, files: Sequence[Path]) -> list[stag
     return found
 
 
-def completed(made: Evaluation, more: Wish, runs: Sequence[RunDir | None], progress: Progress) -> Evaluation:
+def completed(made: Evaluation, more: Wish, contest: Contest, known: Bought, progress: Progress) -> Evaluation:
     """With codes, indexes and drift where they are wanted, and with gates judged."""
     if more.binary:
         made = codes.added(made, progress)
     if more.indexes:
         made = indexing.added(made, more.indexes, progress)
     if more.drift:
-        made = drift.added(made, runs, progress)
+        contents = [key[: drift.DIGEST] for key in known.keys]  # what follows says which part of the image is meant
+        made = drift.added(made, contest.runs, contents, progress)
     judged = tuple(quality_gate.judge(one, model) for one in more.limits for model in made.report.models[1:])
     return replace(made, report=replace(made.report, gates=judged))
 

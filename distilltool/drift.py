@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import images, metrics
+from distilltool import metrics
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Exit
 from distilltool.evaluation import ALIKE, Evaluation
@@ -60,7 +60,7 @@ class Known:
 
     trained: NDArray[np.float32]
     held_out: NDArray[np.float32]
-    images: frozenset[str]
+    images: frozenset[bytes]
 
 
 def check(runs: Sequence[RunDir | None], plain: bool) -> None:
@@ -78,9 +78,9 @@ def check(runs: Sequence[RunDir | None], plain: bool) -> None:
             _known(run)
 
 
-def added(made: Evaluation, runs: Sequence[RunDir | None], progress: Progress) -> Evaluation:
+def added(made: Evaluation, runs: Sequence[RunDir | None], contents: Sequence[bytes], progress: Progress) -> Evaluation:
     """The evaluation with what each run's student makes of images unlike its own. runs: one for each student, None for
-    a file."""
+    a file; contents: SHA-256 of each image."""
     reports, models = list(made.report.models), list(made.models)
     progress.begin("comparing with images trained on", sum(run is not None for run in runs), "runs")
     for at, run in enumerate(runs, 1):
@@ -89,7 +89,7 @@ def added(made: Evaluation, runs: Sequence[RunDir | None], progress: Progress) -
             continue
         known = _known(run)
         found = _far(known, models[at].vectors[made.task.query])
-        counted = np.array([images.digest(made.files[row]) not in known.images for row in made.task.query.tolist()])
+        counted = np.array([contents[row] not in known.images for row in made.task.query.tolist()])
         reports[at] = replace(reports[at], drift=_report(made, at, known, found, counted))
         values = {name: np.where(counted, one.queries, np.nan) for name, one in found.items()}
         models[at] = replace(models[at], values={**models[at].values, **values})
@@ -119,7 +119,7 @@ def _known(run: RunDir) -> Known:
 
     seen, unseen = (unit(read(path, dim, "f", 2).astype(np.float32)) for path in (run.seen, run.unseen))
     known = read(run.trained, DIGEST, "u", 1)
-    return Known(trained=seen, held_out=unseen, images=frozenset(one.tobytes().hex() for one in known))
+    return Known(trained=seen, held_out=unseen, images=frozenset(one.tobytes() for one in known))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

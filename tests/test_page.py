@@ -183,10 +183,10 @@ def drifting(made: Made, folder: Path) -> Made:
     vectors = made.evaluation.models[1].vectors
     np.save(run.seen, vectors[:14].astype(np.float16))
     np.save(run.unseen, vectors[10:20].astype(np.float16))
-    known = b"".join(bytes.fromhex(images.digest(path)) for path in made.evaluation.files[:14])
-    np.save(run.trained, np.frombuffer(known, np.uint8).reshape(14, 32))
+    contents = [bytes.fromhex(images.digest(path)) for path in made.evaluation.files]
+    np.save(run.trained, np.frombuffer(b"".join(contents[:14]), np.uint8).reshape(14, 32))
     run.card.write_text(json.dumps({"dim": vectors.shape[1]}))
-    return replace(made, evaluation=drift.added(made.evaluation, [run, None], Silent()))
+    return replace(made, evaluation=drift.added(made.evaluation, [run, None], contents, Silent()))
 
 
 def sound(one: Seen) -> None:
