@@ -224,7 +224,7 @@ def _afford(contest: Contest, ledger: Ledger, terms: Terms) -> None:
     if left is None:
         return
     wanted = 0
-    for one in _seen(contest.teacher, contest.views):
+    for one in contest.views.models(contest.teacher):
         for stock in stocks:
             keys = {photo.key for photo in stock.photos}
             wanted += len(keys) - len(ledger.settled(ledger.teacher(one.key), list(keys)))
@@ -366,11 +366,6 @@ def _identity(model: Embedder, run: RunDir | None) -> dict[str, Any]:
     return {**facts, "model": [key.sha256, key.output, key.pool], "provider": getattr(model, "provider", "")}
 
 
-def _seen(asked: Teacher, views: Views) -> list[Teacher]:
-    """The teacher as it is asked about each view."""
-    return [asked] if views.are_one else [asked.viewed(how) for how in views.of(asked.preprocess)]
-
-
 def _of_views(
     contest: Contest,
     stock: Inventory,
@@ -386,7 +381,7 @@ def _of_views(
     root = _folder(data)
     keys = [photo.key for photo in stock.photos]
     reports, answered = list[QueryReport](), set(keys)
-    for one in _seen(asked, views):
+    for one in views.models(asked):
         bought = ask(one, stock, root, ledger, terms, False, batch, SELECTION, 0, progress)
         refuse_shared(one, stock, ledger, progress, bought)
         reports.append(bought)
@@ -408,7 +403,7 @@ def _in_ledger(
     asked: Teacher, views: Views, ledger: Ledger, keys: Sequence[bytes]
 ) -> Callable[[int], Iterator[NDArray[np.float32]]]:
     """The teacher's vectors of images all of whose views were answered, from one of them on, block by block."""
-    numbers = [ledger.teacher(one.key) for one in _seen(asked, views)]
+    numbers = [ledger.teacher(one.key) for one in views.models(asked)]
 
     def answers(number: int, some: Sequence[bytes]) -> NDArray[np.float32]:
         found = ledger.vectors(number, some)

@@ -46,6 +46,17 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="List, check or export the answers that a ledger holds.")
 app.add_typer(ledger_app, name="ledger")
 
+# Headings that --help groups options under; what belongs to none of them stands under Options.
+ASKED = "The model"
+LEDGER = "Ledger and budget"
+STUDENT = "Student"
+TRAINING = "Training"
+MEASURED = "What is measured"
+VIEWS = "Views and whitening"
+REPORTS = "Reports"
+VARIANTS = "Variants"
+TIMING = "Timing"
+
 Teacher = Annotated[
     str,
     typer.Argument(
@@ -66,6 +77,7 @@ Import = Annotated[
         help="Take over answers bought elsewhere: .parquet, .npz or .csv, path or sha256 of each image and its vector; "
         "or a bundle's .npy.",
         show_default=False,
+        rich_help_panel=ASKED,
     ),
 ]
 TeacherUrl = Annotated[
@@ -75,6 +87,7 @@ TeacherUrl = Annotated[
         help="Ask a model on a server by the Open Inference Protocol v2: http://host:port/v2/models/NAME. "
         "A token is taken from the variable DISTILLTOOL_TOKEN.",
         show_default=False,
+        rich_help_panel=ASKED,
     ),
 ]
 MaxCost = Annotated[
@@ -83,11 +96,18 @@ MaxCost = Annotated[
         metavar="AMOUNT",
         help="The most that asking may ever cost in this ledger: a --budget of AMOUNT / PRICE.",
         show_default=False,
+        rich_help_panel=LEDGER,
     ),
 ]
 Price = Annotated[
     float | None,
-    typer.Option("--price-per-query", metavar="PRICE", help="What asking about one image costs.", show_default=False),
+    typer.Option(
+        "--price-per-query",
+        metavar="PRICE",
+        help="What asking about one image costs.",
+        show_default=False,
+        rich_help_panel=LEDGER,
+    ),
 ]
 Ambiguous = Annotated[
     str | None,
@@ -95,14 +115,23 @@ Ambiguous = Annotated[
         metavar="skip|retry|fail",
         help="Images sent before whose answer never came. (default: fail for a server, retry for a file)",
         show_default=False,
+        rich_help_panel=LEDGER,
     ),
 ]
-Timeout = Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds a server may take for one batch.")]
-Store = Annotated[Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.")]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, max=86_400, help="Seconds a server may take for one batch.", rich_help_panel=LEDGER)
+]
+Store = Annotated[
+    Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.", rich_help_panel=LEDGER)
+]
 Budget = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MOST_QUERIES, help="The most the teacher may ever be asked in this ledger.", show_default=False
+        min=1,
+        max=MOST_QUERIES,
+        help="The most the teacher may ever be asked in this ledger.",
+        show_default=False,
+        rich_help_panel=LEDGER,
     ),
 ]
 Pre = Annotated[
@@ -117,19 +146,31 @@ Pre = Annotated[
             "field=value (size, resize, resize_to, crop_pct, interpolation, scale, mean, std, channels, layout, "
             "dtype). May be repeated; later ones win."
         ),
+        rich_help_panel=ASKED,
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Which output or inner tensor is the embedding.", show_default=False),
+    typer.Option(
+        metavar="NAME",
+        help="Which output or inner tensor is the embedding.",
+        show_default=False,
+        rich_help_panel=ASKED,
+    ),
 ]
 Pool = Annotated[
-    str | None, typer.Option(metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="avg|max|gem|cls", help="Pool a map or tokens to a vector.", show_default=False, rich_help_panel=ASKED
+    ),
 ]
 Batch = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Images the teacher is asked about at once. (default: as many as fit and pay)", show_default=False
+        min=1,
+        help="Images the teacher is asked about at once. (default: as many as fit and pay)",
+        show_default=False,
+        rich_help_panel=ASKED,
     ),
 ]
 Setting = Annotated[
@@ -140,10 +181,16 @@ Setting = Annotated[
         default_factory=list,
         show_default=False,
         help="Value of an input beside the image, e.g. training=false. May be repeated.",
+        rich_help_panel=ASKED,
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="cpu|cuda|...", help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.")
+    str,
+    typer.Option(
+        metavar="cpu|cuda|...",
+        help="Where it runs: cpu, cuda, tensorrt, openvino, coreml or dml.",
+        rich_help_panel=ASKED,
+    ),
 ]
 Isolate = Annotated[
     bool,
@@ -151,11 +198,16 @@ Isolate = Annotated[
         "--isolate",
         help="For files you do not trust: run the model in a child process with limits. On Linux from 5.13, on a CPU, "
         "it cannot change files, reach the network or other processes; it can read what you can.",
+        rich_help_panel=ASKED,
     ),
 ]
 Select = Annotated[
     str,
-    typer.Option(metavar="random|coverage|cluster", help="Which images to ask about first when the budget is short."),
+    typer.Option(
+        metavar="random|coverage|cluster",
+        help="Which images to ask about first when the budget is short.",
+        rich_help_panel=LEDGER,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables; errors only.")]
@@ -245,6 +297,7 @@ def distill(
             show_default=False,
             help="A number: longer side of the student's images (default: the recipe's; with auto, what fits). A "
             "NAME=VALUE: the teacher's input beside the image, e.g. training=false; may be repeated.",
+            rich_help_panel=STUDENT,
         ),
     ],
     images: Images = None,
@@ -255,7 +308,10 @@ def distill(
         typer.Option(metavar="RUN", help="Folder of the run. (default: runs/TEACHER-RECIPE)", show_default=False),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="How to distil; `distilltool recipes` lists them.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE", help="How to distil; `distilltool recipes` lists them.", rich_help_panel=TRAINING
+        ),
     ] = RECIPE,
     student: Annotated[
         str | None,
@@ -265,19 +321,32 @@ def distill(
             "teacher:cut=0.6, its early part; teacher:width=0.5, half its channels; onnx:FILE, any other's, with the "
             "same settings. (default: the recipe's, auto)",
             show_default=False,
+            rich_help_panel=STUDENT,
         ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights the student starts from, safetensors.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Weights the student starts from, safetensors.",
+            show_default=False,
+            rich_help_panel=STUDENT,
+        ),
     ] = None,
     fetch: Annotated[
         bool,
-        typer.Option("--fetch", help="Let auto fetch the weights of small timm networks from their hub."),
+        typer.Option(
+            "--fetch", help="Let auto fetch the weights of small timm networks from their hub.", rich_help_panel=STUDENT
+        ),
     ] = False,
     dim: Annotated[
         int | None,
-        typer.Option(min=1, help="Length of the student's vectors. (default: its own width)", show_default=False),
+        typer.Option(
+            min=1,
+            help="Length of the student's vectors. (default: its own width)",
+            show_default=False,
+            rich_help_panel=STUDENT,
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -287,12 +356,15 @@ def distill(
             "p50<5ms@cpu:1 (its threads). Sizes and networks at hand are tried untrained, the best is trained; given "
             "more than once, one student for each. (default with auto: flops<0.1x)",
             show_default=False,
+            rich_help_panel=STUDENT,
         ),
     ] = None,
     pareto: Annotated[
         bool,
         typer.Option(
-            "--pareto", help="Students of a half, a quarter, a tenth and a twentieth of the teacher's work, compared."
+            "--pareto",
+            help="Students of a half, a quarter, a tenth and a twentieth of the teacher's work, compared.",
+            rich_help_panel=STUDENT,
         ),
     ] = False,
     dims: Annotated[
@@ -301,6 +373,7 @@ def distill(
             metavar="512,128,32",
             help="Vectors that are of use when cut to each of these lengths too; the longest is their own.",
             show_default=False,
+            rich_help_panel=STUDENT,
         ),
     ] = None,
     time_budget: Annotated[
@@ -309,6 +382,7 @@ def distill(
             metavar="10m",
             help="Time for training, e.g. 90s, 10m, 1.5h. (default: the recipe's epochs)",
             show_default=False,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     change: Annotated[
@@ -318,6 +392,7 @@ def distill(
             metavar="KEY=VALUE",
             help="Change the recipe, e.g. optimiser.lr=3e-4, loss.kl.tau=0.1.",
             show_default=False,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     space: Annotated[
@@ -326,10 +401,17 @@ def distill(
             metavar="own|teacher",
             help="teacher: its vectors can be compared with the teacher's. (default: the recipe's)",
             show_default=False,
+            rich_help_panel=STUDENT,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything random. (default: the recipe's)", show_default=False)
+        int | None,
+        typer.Option(
+            min=0,
+            help="Seed of everything random. (default: the recipe's)",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Replace the run in RUN instead of going on with it.")
@@ -341,6 +423,7 @@ def distill(
             help="Show the training there too, in RUN/trackers unless your environment says otherwise "
             "(pip install 'distilltool\\[tensorboard]'). May be repeated.",
             show_default=False,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     budget: Budget = None,
@@ -430,6 +513,7 @@ def evaluate(
             metavar="FILE|URL",
             help="The teacher: an ONNX file, a model's address, or a file of answers. (default: the run's)",
             show_default=False,
+            rich_help_panel=ASKED,
         ),
     ] = None,
     protocol: Annotated[
@@ -440,10 +524,16 @@ def evaluate(
             "paired[:frames=2] for places; roxford5k:distractors=DIR for a larger gallery. "
             "(default: what the data looks like)",
             show_default=False,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     store: Annotated[
-        Path, typer.Option(metavar="FILE", help="Ledger of answers about these images, apart from the budgeted one.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Ledger of answers about these images, apart from the budgeted one.",
+            rich_help_panel=LEDGER,
+        ),
     ] = EVALUATION_STORE,
     output: Output = None,
     pool: Pool = None,
@@ -461,10 +551,16 @@ def evaluate(
             help="What each student must reach, in quotes, or the command ends with exit 3: retention.map>=0.9, "
             "fidelity.overlap@10>=0.6, metrics.recall@1>=0.8; .low for the lower end. May be repeated.",
             show_default=False,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     binary: Annotated[
-        bool, typer.Option("--binary", help="Binary codes too: a bit for each number, ranked by how many differ.")
+        bool,
+        typer.Option(
+            "--binary",
+            help="Binary codes too: a bit for each number, ranked by how many differ.",
+            rich_help_panel=MEASURED,
+        ),
     ] = False,
     index: Annotated[
         str | None,
@@ -473,11 +569,16 @@ def evaluate(
             help="Index types to search the gallery by: flat, ivf-pq, hnsw, binary; hnsw:m=32,ef=64 sets what else "
             "follows from the gallery. Recall against exact search, time, memory, queries a second.",
             show_default=False,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     drift: Annotated[
         bool,
-        typer.Option("--drift", help="Whether a run fails on images unlike those it was trained on, and what to ask."),
+        typer.Option(
+            "--drift",
+            help="Whether a run fails on images unlike those it was trained on, and what to ask.",
+            rich_help_panel=MEASURED,
+        ),
     ] = False,
     log: Annotated[
         list[str] | None,
@@ -485,6 +586,7 @@ def evaluate(
             metavar="tensorboard|mlflow|wandb",
             help="Tell a tracker each run's figures, as distill does. May be repeated.",
             show_default=False,
+            rich_help_panel=REPORTS,
         ),
     ] = None,
     html: Annotated[
@@ -494,16 +596,21 @@ def evaluate(
             help="Write a page with tables, charts and pictures, one file that needs no network "
             "(pip install 'distilltool\\[report]').",
             show_default=False,
+            rich_help_panel=REPORTS,
         ),
     ] = None,
     csv: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the figures, and beside them those of each query.", show_default=False
+            metavar="FILE",
+            help="Write the figures, and beside them those of each query.",
+            show_default=False,
+            rich_help_panel=REPORTS,
         ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append the tables to a file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Append the tables to a file.", show_default=False, rich_help_panel=REPORTS),
     ] = None,
     scales: Annotated[
         str | None,
@@ -512,15 +619,19 @@ def evaluate(
             help="Embed each image at these scales of the size that a model takes it at, and make one vector of them. "
             "Each view is a question of its own to the teacher.",
             show_default=False,
+            rich_help_panel=VIEWS,
         ),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Each view mirrored left to right too.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Each view mirrored left to right too.", rich_help_panel=VIEWS)
+    ] = False,
     combine: Annotated[
         str,
         typer.Option(
             metavar="mean|gem[:POWER]",
             help="How the vectors of an image's views become one: their mean, or their generalised mean with the power "
             "that the teacher's file names, else 3.",
+            rich_help_panel=VIEWS,
         ),
     ] = "mean",
     whiten: Annotated[
@@ -530,12 +641,17 @@ def evaluate(
             help="Images apart from the test on which each model's PCA whitening is learned; the teacher is asked "
             "about them too.",
             show_default=False,
+            rich_help_panel=VIEWS,
         ),
     ] = None,
     whiten_dim: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Directions that whitening keeps. (default: all of a vector's)", show_default=False
+            min=1,
+            metavar="N",
+            help="Directions that whitening keeps. (default: all of a vector's)",
+            show_default=False,
+            rich_help_panel=VIEWS,
         ),
     ] = None,
     vectors: Annotated[
@@ -600,23 +716,39 @@ def export(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The teacher to time beside it. (default: the run's)", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="The teacher to time beside it. (default: the run's)",
+            show_default=False,
+            rich_help_panel=TIMING,
+        ),
     ] = None,
     opset: Annotated[int, typer.Option(min=18, help="ONNX opset to write.")] = OPSET,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime when timing.")] = LATENCY_THREADS,
-    seconds: Annotated[float, typer.Option(min=1, help="Time for the latency measurement.")] = LATENCY_SECONDS,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of onnxruntime when timing.", rich_help_panel=TIMING)
+    ] = LATENCY_THREADS,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time for the latency measurement.", rich_help_panel=TIMING)
+    ] = LATENCY_SECONDS,
     precision: Annotated[
         str,
         typer.Option(
             metavar="auto|NAME,NAME",
             help="Beside fp32: fp16, int8-static, int8-dynamic; auto tries what can pay on this machine.",
+            rich_help_panel=VARIANTS,
         ),
     ] = "auto",
     min_overlap: Annotated[
-        float, typer.Option(min=0, max=1, help="Least overlap of a variant's ten nearest with those of fp32.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Least overlap of a variant's ten nearest with those of fp32.", rich_help_panel=VARIANTS
+        ),
     ] = MIN_OVERLAP,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Most that a variant may lose of the teacher's ten nearest.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Most that a variant may lose of the teacher's ten nearest.", rich_help_panel=VARIANTS
+        ),
     ] = MAX_DROP,
     smaller: Annotated[
         float | None,
@@ -626,10 +758,16 @@ def export(
             metavar="SHARE",
             help="Ship a variant that is not faster where its file is at most this share of fp32's.",
             show_default=False,
+            rich_help_panel=VARIANTS,
         ),
     ] = None,
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Leave the layers in fp32 that lose most by 8 bits, where that is needed.")
+        bool,
+        typer.Option(
+            "--mixed",
+            help="Leave the layers in fp32 that lose most by 8 bits, where that is needed.",
+            rich_help_panel=VARIANTS,
+        ),
     ] = False,
     image: Annotated[
         str,
@@ -713,17 +851,30 @@ def bench(
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="1,8", help="Batch sizes. (default: the file's own, 1 where free)", show_default=False),
+        typer.Option(
+            metavar="1,8",
+            help="Batch sizes. (default: the file's own, 1 where free)",
+            show_default=False,
+            rich_help_panel=TIMING,
+        ),
     ] = None,
-    threads: Annotated[str, typer.Option(metavar="1,2", help="Threads of onnxruntime.")] = str(LATENCY_THREADS),
+    threads: Annotated[str, typer.Option(metavar="1,2", help="Threads of onnxruntime.", rich_help_panel=TIMING)] = str(
+        LATENCY_THREADS
+    ),
     device: Annotated[
-        str, typer.Option(metavar="cpu,cuda", help="Devices: cpu, cuda, tensorrt, openvino, coreml, dml.")
+        str,
+        typer.Option(
+            metavar="cpu,cuda", help="Devices: cpu, cuda, tensorrt, openvino, coreml, dml.", rich_help_panel=TIMING
+        ),
     ] = DEVICE,
     seconds: Annotated[
-        float, typer.Option(min=1, help="Time for each device, number of threads and batch.")
+        float, typer.Option(min=1, help="Time for each device, number of threads and batch.", rich_help_panel=TIMING)
     ] = LATENCY_SECONDS,
     tolerance: Annotated[
-        float, typer.Option(min=0.001, max=1, help="Share by which two times may differ and be the same.")
+        float,
+        typer.Option(
+            min=0.001, max=1, help="Share by which two times may differ and be the same.", rich_help_panel=TIMING
+        ),
     ] = TOLERANCE,
     gate: Annotated[
         list[str] | None,
@@ -745,18 +896,30 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    energy: Annotated[bool, typer.Option("--energy", help="Joules of a run, where the machine counts them.")] = False,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Joules of a run, where the machine counts them.", rich_help_panel=TIMING)
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.json", help="Write the report to a file; --json FILE.json is the same.", show_default=False
+            metavar="FILE.json",
+            help="Write the report to a file; --json FILE.json is the same.",
+            show_default=False,
+            rich_help_panel=REPORTS,
         ),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="Of that file: distilltool or github-action-benchmark.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Of that file: distilltool or github-action-benchmark.",
+            rich_help_panel=REPORTS,
+        ),
     ] = BENCH_FORMAT,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append the table to a file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Append the table to a file.", show_default=False, rich_help_panel=REPORTS),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool.embedder import unit
+from distilltool.embedder import Embedder, unit
 from distilltool.errors import DistillError, Exit
 from distilltool.preprocess import Preprocess
 
@@ -18,6 +19,8 @@ GEM_POWER = 3.0  # where nobody says another one; Radenovic et al. 2018
 POWER_KEY = "distilltool.gem_power"  # in the metadata of an ONNX file: the power that its own pooling has
 COMBINE = ("mean", "gem")
 EXAMPLES = {"--scales": "1,0.7,1.4", "--combine": "gem:2.9"}
+
+Model = TypeVar("Model", bound=Embedder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,10 @@ class Views:
     def of(self, how: Preprocess) -> list[Preprocess]:
         """How each view is prepared."""
         return [how.view(scale, mirrored) for scale in self.scales for mirrored in ((False, True)[: 1 + self.flip])]
+
+    def models(self, model: Model) -> list[Model]:
+        """The model as it is asked for each view, in the order of `of`; itself where there is one view alone."""
+        return [model] if self.are_one else [cast(Model, model.viewed(how)) for how in self.of(model.preprocess)]
 
     def describe(self) -> str:
         """A few words for people."""

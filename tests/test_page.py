@@ -177,14 +177,14 @@ def seen(pages: dict[str, tuple[str, int]], folder: Path, *flags: str) -> dict[s
     }
 
 
-def drifting(made: Made, folder: Path) -> Made:
-    """The same where the first student is a run that was trained on some of these images and held out others."""
+def drifting(made: Made, folder: Path, known: int = 14) -> Made:
+    """The same where the first student is a run that was trained on the first of these images and held out others."""
     run = a_run(folder, 24, None)
     vectors = made.evaluation.models[1].vectors
     np.save(run.seen, vectors[:14].astype(np.float16))
     np.save(run.unseen, vectors[10:20].astype(np.float16))
     contents = [bytes.fromhex(images.digest(path)) for path in made.evaluation.files]
-    np.save(run.trained, np.frombuffer(b"".join(contents[:14]), np.uint8).reshape(14, 32))
+    np.save(run.trained, np.frombuffer(b"".join(contents[:known]), np.uint8).reshape(-1, 32))
     run.card.write_text(json.dumps({"dim": vectors.shape[1]}))
     return replace(made, evaluation=drift.added(made.evaluation, [run, None], contents, Silent()))
 
@@ -369,6 +369,15 @@ def test_images_unlike_those_it_knows_are_shown(light: dict[str, Seen], labelled
     assert keys >= {f"models/1/drift/farthest/{at}/distance" for at in range(16)}
     assert one.verdict in found["text"] and "14 queries were trained on themselves" in found["text"]
     assert any("against the distance from what it was trained on" in label for label in found["charts"])
+
+
+def test_a_run_that_was_trained_on_all_queries_has_its_sentence(labelled: Made, tmp_path: Path) -> None:
+    made = drifting(labelled, tmp_path / "three", len(labelled.evaluation.files))
+    one = made.evaluation.report.models[1].drift
+    assert one is not None and one.queries == 0
+    text = " ".join(made.html().split())
+    section = text[text.index('<h2 id="drift">') :].partition("</section>")[0]
+    assert one.verdict in section and "<figure" not in section and "<table" not in section
 
 
 @pytest.mark.slow

@@ -89,11 +89,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drifted:
-    """What one run makes of images unlike its own. groups: by distance; distances: limit, median, held-out median,
-    share beyond, correlations; farthest: distance and overlap of single queries."""
+    """What one run makes of images unlike its own. drawing: None where it was trained on all queries, then nothing but
+    the verdict is known. groups: by distance; distances: limit, median, held-out median, share beyond, correlations;
+    farthest: distance and overlap of single queries."""
 
     title: str
-    drawing: Markup
+    drawing: Markup | None
     caption: str
     report: DriftReport
     groups: tuple[Row, ...]
@@ -102,8 +103,8 @@ class Drifted:
 
 
 def drifted(made: Evaluation, titles: Sequence[str]) -> list[Drifted]:
-    """The first runs, where it was asked for and some of the queries were not trained on."""
-    chosen = [at for at, model in enumerate(made.report.models) if model.drift is not None and model.drift.queries]
+    """The first runs, where it was asked for."""
+    chosen = [at for at, model in enumerate(made.report.models) if model.drift is not None]
     return [_drifted(made, at, titles[at]) for at in chosen[:SHOWN]]
 
 
@@ -114,7 +115,7 @@ def _drifted(made: Evaluation, at: int, title: str) -> Drifted:
     label = f"{title}: overlap@10 with the teacher against the distance from what it was trained on."
     return Drifted(
         title=title,
-        drawing=_falling(made, at, one, label),
+        drawing=_falling(made, at, one, label) if one.queries else None,
         caption=f"{label} Queries beyond the dashed line are farther than 95 % of the held-out images.",
         report=one,
         groups=tuple(

@@ -379,7 +379,7 @@ def embedded(
     start: a multiple of `BATCH`, so that batches, which may change the last bit of a vector, are always the same.
     """
     hows = views.of(model.preprocess)
-    seen = [model if views.are_one else model.viewed(how) for how in hows]
+    seen = views.models(model)
     batches = [range(at, min(at + BATCH, len(paths))) for at in range(start, len(paths), BATCH)]
     meant = ((row, how) for batch in batches for how in hows for row in batch)
     ready = images.ahead(
