@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -176,6 +177,6 @@ def _stays(name: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line of bearable length."""
-    text = str(error).strip().split("\n")[0]
+    """What an error says, cut to one line of bearable length, less its place in onnxruntime's source."""
+    text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) ", "", str(error).strip().split("\n")[0])
     return (text[:157] + "...") if len(text) > 160 else text or type(error).__name__

@@ -1,8 +1,10 @@
 """onnxruntime: sessions on the device that was asked for, or an error; never on another one in silence."""
 
+import io
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -40,6 +42,10 @@ WHEELS = {
     "dml": "onnxruntime-directml",
     "coreml": "onnxruntime on macOS",
 }
+LIBRARIES = {
+    "cuda": "the driver (nvidia-smi) and CUDA's libraries (pip install 'onnxruntime-gpu[cuda,cudnn]')",
+    "tensorrt": "the driver (nvidia-smi), CUDA's libraries (pip install 'onnxruntime-gpu[cuda,cudnn]') and TensorRT's",
+}
 NO_MEMORY = (
     "failed to allocate",
     "out of memory",
@@ -65,7 +71,10 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    mend = "check it with onnx.checker; custom operators are not supported"
     if device != "cpu":
+        mend = f"check {LIBRARIES.get(device, 'its driver and libraries')}, or use --device cpu"
+        ort.set_default_logger_severity(4)  # what a device lacks is said here, once
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(wholly)))
     name = str(model) if isinstance(model, Path) else "the model"
@@ -79,14 +88,11 @@ def open_session(
     except RUNTIME_ERRORS as error:
         raise DistillError(
             f"onnxruntime cannot run {name}{'' if device == 'cpu' else ' on ' + device} ({first_line(error)})",
-            "check it with onnx.checker; custom operators are not supported",
+            mend,
         ) from None
     got = _really_runs(session, provider)
     if got != provider:
-        raise DistillError(
-            f"--device {device} was asked for, but onnxruntime would run {name} with {got}",
-            "check the device's driver and libraries, or use --device cpu",
-        )
+        raise DistillError(f"--device {device} was asked for, but onnxruntime would run {name} with {got}", mend)
     return session
 
 
@@ -160,7 +166,8 @@ def provider_of(device: str) -> str:
     if device in ("cuda", "tensorrt"):
         preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
         if preload is not None and DEVICES[device] in ort.get_available_providers():
-            preload()  # CUDA and cuDNN from the packages beside us, where the system has none
+            with redirect_stdout(io.StringIO()), suppress(RuntimeError):  # what it misses is found out by the session
+                preload()  # CUDA and cuDNN from the packages beside us, where the system has none
     if DEVICES[device] not in ort.get_available_providers():
         raise DistillError(
             f"--device {device}: this onnxruntime is built without {DEVICES[device]}",
