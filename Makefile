@@ -12,7 +12,7 @@ demo: install  ## the whole chain on a made image set, in minutes
 	$(BIN)/distilltool export runs/demo
 
 test: install  ## the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install  ## style and types
 	$(BIN)/ruff check .

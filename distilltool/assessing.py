@@ -296,7 +296,10 @@ def deliver(made: Evaluation, more: Wish, contest: Contest, protocol: str, progr
             summary.write(eval_text.markdown(made.report))
     if more.html is not None:
         found = [run or path for run, path in zip(contest.runs, contest.paths, strict=True)]
+        progress.begin("drawing the page", 1, "page")  # compiles for most of a minute where UMAP is new
         page.write(more.html, made, contest.teacher, found)
+        progress.advance()
+        progress.end()
 
 
 def possible(views: Views, asked: Teacher, models: Sequence[Embedder], distractors: Path | None) -> Views:
