@@ -112,14 +112,22 @@ class Trial:
         if backbone.start == "scratch":
             return found.choice
         self.progress.note(f"untrained: {_told(found)}")
-        return self._refined(backbone, found)
+        tapped = self._tapped(backbone, found)
+        if tapped.choice.tap:
+            kept, before = 100 * tapped.score.mean, 100 * found.score.mean
+            self.progress.note(f"{_beside(tapped.choice)}: {kept:.1f} %, without {before:.1f} %")
+        return self._refined(backbone, tapped)
 
     def choose(self) -> Choice:
-        """The student that ranks best untrained."""
+        """The student that ranks best untrained.
+
+        Those that the best does not beat for certain are compared again with what an earlier tensor of each adds: an
+        early part of a network ranks about as well as the whole on smaller images, which has that part's features too.
+        """
         self.progress.begin("scoring students", len(self.fit), "students")
         found, refused = list[tuple[Scored, Candidate]](), list[str]()
         for one in self.fit:
-            if found and self.seconds and time.perf_counter() - self.began > SHARE * self.seconds:
+            if found and self._late:
                 refused.append(f"{one.spec}: no time was left to score it")
                 continue
             try:
@@ -136,7 +144,7 @@ class Trial:
                 f"none of the students at hand can be used ({'; '.join(refused)})",
                 "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE",
             )
-        found.sort(key=lambda found: -found[0].score.mean)
+        found = self._compared_again(found)
         for place, (scored, one) in enumerate(found):
             said = "taken" if place == 0 else "runner-up"
             cost = "" if one.ms is None else f", {one.ms:.3g} ms"
@@ -144,13 +152,36 @@ class Trial:
         for one_refused in refused:
             self.progress.note(f"left out: {one_refused}")
         taken = found[0][0]
-        spec, longer = taken.choice.spec, taken.choice.input
-        backbone = students.build(spec, replace(self.start, input=longer))
+        backbone = self._built(taken)
         return replace(self._refined(backbone, taken), start=backbone.start)
+
+    def _compared_again(self, found: Sequence[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
+        """Students from the best on, the best with what an earlier tensor adds, and so all that it does not beat for
+        certain without, as far as there is time."""
+        ranked = sorted(found, key=lambda one: -one[0].score.mean)
+        best = ranked[0][0]
+        close = [place for place, (one, _) in enumerate(ranked) if not best.score.beats(one.score, CERTAIN)]
+        self.progress.begin("comparing the best again", len(close), "students")
+        for place in close:
+            scored, one = ranked[place]
+            if place == 0 or not self._late:
+                ranked[place] = self._tapped(self._built(scored), scored), one
+            self.progress.advance()
+        self.progress.end()
+        return sorted(ranked, key=lambda one: -one[0].score.mean)
+
+    @property
+    def _late(self) -> bool:
+        """Whether so much of the time budget is spent that no further student is looked at."""
+        return self.seconds is not None and time.perf_counter() - self.began > SHARE * self.seconds
+
+    def _built(self, scored: Scored) -> Backbone:
+        """The network of a student."""
+        return students.build(scored.choice.spec, replace(self.start, input=scored.choice.input))
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
-        return self._mapped(backbone, self._referred(backbone, self._tapped(backbone, scored)))
+        return self._mapped(backbone, self._referred(backbone, scored))
 
     def _tapped(self, backbone: Backbone, scored: Scored) -> Scored:
         """With pooled features of an earlier tensor beside the last ones, where it ranks better so.
@@ -159,6 +190,8 @@ class Trial:
         share: what is near to the features as they are held up better on images of other kinds.
         """
         choice = scored.choice
+        if backbone.start == "scratch":  # says nothing at any depth
+            return scored
         try:
             found = students.on_the_way(backbone) if self.recipe.student.taps else ()
             if not found:
@@ -184,10 +217,7 @@ class Trial:
             return scored
         most = _best(_best(tried) for tried in better)
         shares = next(tried for tried in better if not most.score.beats(_best(tried).score))
-        taken = next(one for one in shares if not _best(shares).score.beats(one.score))
-        kept, before = 100 * taken.score.mean, 100 * scored.score.mean
-        self.progress.note(f"with features of {taken.choice.tap} beside its last: {kept:.1f} %, without {before:.1f} %")
-        return taken
+        return next(one for one in shares if not _best(shares).score.beats(one.score))
 
     def _score_as(self, features: Rows, choice: Choice) -> Score:
         """How features rank, compared as it was chosen."""
@@ -324,4 +354,10 @@ def _told(scored: Scored) -> str:
     looks = "" if choice.keep == 1 else f", looking at the middle {100 * choice.keep:.0f} % of each side"
     how = ", mapped by ridge regression" if choice.mapped else ""
     kept = f"keeps {100 * scored.score.mean:.0f} % of the top-10"
-    return f"{sources.named(choice.spec)} at {choice.input} px {kept}{how}{looks}"
+    tapped = f", {_beside(choice)}" if choice.tap else ""
+    return f"{sources.named(choice.spec)} at {choice.input} px {kept}{how}{looks}{tapped}"
+
+
+def _beside(choice: Choice) -> str:
+    """What an earlier tensor is there for, in words."""
+    return f"with features of {choice.tap} beside its last"

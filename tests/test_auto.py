@@ -1,11 +1,16 @@
 """Students that are chosen: parts of the teacher at the asked cost, judged untrained, the same again after a stop."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import onnx_teacher, photo_folder
+from numpy.typing import NDArray
 from test_chain import PRE, PRE_FLAGS, interrupted, run
 from test_exports import export, network
 
@@ -13,6 +18,7 @@ import distilltool
 from distilltool import candidates, sources
 from distilltool.anatomy import dissect
 from distilltool.candidates import Candidate, Sought
+from distilltool.contest import Score
 from distilltool.errors import DistillError, NoStudent
 from distilltool.progress import Silent
 from distilltool.sources import Source
@@ -20,6 +26,7 @@ from distilltool.students import Start
 from distilltool.target import parse
 from distilltool.teacher import TeacherOptions, open_teacher
 from distilltool.train import read_weights
+from distilltool.trial import Choice, Scored, Trial
 
 pytestmark = pytest.mark.slow
 SIDE = 128
@@ -162,6 +169,38 @@ def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeyp
         assert student.dim == report["student"]["dim"]
     finally:
         (work / "away.onnx").rename(work / "teacher.onnx")
+
+
+class Told(Trial):
+    """A trial of students of which it is said how they rank, and how with features of an earlier tensor."""
+
+    def __init__(self, tapped: dict[str, NDArray[np.float64]], seconds: float | None = None) -> None:
+        self.tapped, self.asked, self.progress = tapped, list[str](), Silent()
+        self.seconds, self.began = seconds, time.perf_counter() - 100
+
+    def _built(self, scored: Scored) -> Any:
+        return scored.choice.spec
+
+    def _tapped(self, backbone: Any, scored: Scored) -> Scored:
+        self.asked.append(backbone)
+        return Scored(choice=replace(scored.choice, tap="t"), score=Score(overlap=self.tapped[backbone]))
+
+
+def test_what_is_about_as_good_is_compared_with_earlier_features_too() -> None:
+    """A part is ahead of the whole by chance, and behind it once the whole has the features of that part."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 200))
+    plain = {"part": 0.52 + noise[0], "whole": 0.51 + noise[1], "poor": 0.3 + noise[2]}
+    assert plain["part"].mean() > plain["whole"].mean()
+    better = {"part": plain["part"], "whole": plain["whole"] + 0.05, "poor": plain["poor"] + 0.9}
+    found = [
+        (Scored(choice=Choice(spec=name, input=64), score=Score(overlap=one)), Candidate(spec=name, input=64, flops=1))
+        for name, one in plain.items()
+    ]
+    trial = Told(better)
+    assert [one.spec for _, one in trial._compared_again(found)] == ["whole", "part", "poor"]
+    assert trial.asked == ["part", "whole"]
+    late = Told(better, seconds=1.0)  # its budget is over: the best alone is given its features
+    assert [one.spec for _, one in late._compared_again(found)] == ["part", "whole", "poor"] and late.asked == ["part"]
 
 
 def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
