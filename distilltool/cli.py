@@ -119,7 +119,7 @@ Ambiguous = Annotated[
     ),
 ]
 Timeout = Annotated[
-    float, typer.Option(min=0.1, max=86_400, help="Seconds a server may take for one batch.", rich_help_panel=LEDGER)
+    float, typer.Option(min=0.1, max=86_400, help="Seconds a server may take for one batch.", rich_help_panel=ASKED)
 ]
 Store = Annotated[
     Path, typer.Option(metavar="FILE", help="The ledger that keeps every answer.", rich_help_panel=LEDGER)

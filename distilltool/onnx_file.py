@@ -177,6 +177,7 @@ def _stays(name: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line of bearable length, less its place in onnxruntime's source."""
-    text = re.sub(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) ", "", str(error).strip().split("\n")[0])
+    """What an error says, cut to one line of bearable length, less the path of onnxruntime's source that it names."""
+    place = r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) (?:const )?(?:\[with [^\]]*\] )?"
+    text = re.sub(place, "", str(error).strip().split("\n")[0])
     return (text[:157] + "...") if len(text) > 160 else text or type(error).__name__

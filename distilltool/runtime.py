@@ -1,10 +1,11 @@
 """onnxruntime: sessions on the device that was asked for, or an error; never on another one in silence."""
 
 import io
+import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,  # from a message that quotes the file
     *(kind for kind in vars(ort_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
+OF_THE_MODEL = (ort_state.InvalidGraph, ort_state.InvalidProtobuf, ort_state.NotImplemented)  # whatever it is to run on
 RUN_SECONDS = 120.0  # for one batch, at least
 IMAGE_SECONDS = 20.0  # for each image of a batch, where that is more
 STOP_SECONDS = 5.0  # for a node to end once a run is to stop
@@ -44,7 +46,7 @@ WHEELS = {
 }
 LIBRARIES = {
     "cuda": "the driver (nvidia-smi) and CUDA's libraries (pip install 'onnxruntime-gpu[cuda,cudnn]')",
-    "tensorrt": "the driver (nvidia-smi), CUDA's libraries (pip install 'onnxruntime-gpu[cuda,cudnn]') and TensorRT's",
+    "tensorrt": "the driver (nvidia-smi), TensorRT's libraries and CUDA's (pip install 'onnxruntime-gpu[cuda,cudnn]')",
 }
 NO_MEMORY = (
     "failed to allocate",
@@ -71,28 +73,31 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the decoders
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    mend = "check it with onnx.checker; custom operators are not supported"
+    missing = _preload(device)
     if device != "cpu":
-        mend = f"check {LIBRARIES.get(device, 'its driver and libraries')}, or use --device cpu"
-        ort.set_default_logger_severity(4)  # what a device lacks is said here, once
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(wholly)))
     name = str(model) if isinstance(model, Path) else "the model"
     try:
-        session = ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=_with_helpers(provider, threads),
-            enable_fallback=0,  # it would print to stdout and go on with the CPU
-        )
+        with _unlogged(device):
+            session = ort.InferenceSession(
+                str(model) if isinstance(model, Path) else model,
+                options,
+                providers=_with_helpers(provider, threads),
+                enable_fallback=0,  # it would print to stdout and go on with the CPU
+            )
     except RUNTIME_ERRORS as error:
+        where = "" if device == "cpu" else f" on {device}"
+        about_model = device == "cpu" or isinstance(error, OF_THE_MODEL) or "Load model" in str(error)
         raise DistillError(
-            f"onnxruntime cannot run {name}{'' if device == 'cpu' else ' on ' + device} ({first_line(error)})",
-            mend,
+            f"onnxruntime cannot run {name}{where} ({first_line(error)})",
+            "check it with onnx.checker; custom operators are not supported" if about_model else _mend(device, missing),
         ) from None
     got = _really_runs(session, provider)
     if got != provider:
-        raise DistillError(f"--device {device} was asked for, but onnxruntime would run {name} with {got}", mend)
+        raise DistillError(
+            f"--device {device} was asked for, but onnxruntime would run {name} with {got}", _mend(device, missing)
+        )
     return session
 
 
@@ -163,17 +168,40 @@ def provider_of(device: str) -> str:
     """onnxruntime's name for a device, checked against what this build of it has."""
     if device not in DEVICES:
         raise DistillError(f"there is no device {device!r}", f"use --device {'|'.join(DEVICES)}")
-    if device in ("cuda", "tensorrt"):
-        preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
-        if preload is not None and DEVICES[device] in ort.get_available_providers():
-            with redirect_stdout(io.StringIO()), suppress(RuntimeError):  # what it misses is found out by the session
-                preload()  # CUDA and cuDNN from the packages beside us, where the system has none
     if DEVICES[device] not in ort.get_available_providers():
         raise DistillError(
             f"--device {device}: this onnxruntime is built without {DEVICES[device]}",
             f"install {WHEELS.get(device, 'another onnxruntime')} in place of onnxruntime, or use --device cpu",
         )
     return DEVICES[device]
+
+
+def _preload(device: str) -> list[str]:
+    """Load CUDA and cuDNN from the packages beside us, where the system has none; the names of what is not there."""
+    preload: Callable[[], None] | None = getattr(ort, "preload_dlls", None)
+    if device not in ("cuda", "tensorrt") or preload is None:
+        return []
+    with redirect_stdout(io.StringIO()) as said, suppress(RuntimeError):
+        preload()
+    return re.findall(r"^Failed to load (\S+):", said.getvalue(), re.MULTILINE)
+
+
+@contextmanager
+def _unlogged(device: str) -> Iterator[None]:
+    """Nothing on standard error of what a device lacks, which is said in one line; other sessions keep their log."""
+    if device != "cpu":
+        ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        if device != "cpu":
+            ort.set_default_logger_severity(2)  # onnxruntime's own, as nobody can ask what it was
+
+
+def _mend(device: str, missing: Sequence[str]) -> str:
+    """What to look at where a device is not used."""
+    absent = f", of which {', '.join(missing)} cannot be loaded" if missing else ""
+    return f"check {LIBRARIES.get(device, 'its driver and libraries')}{absent}, or use --device cpu"
 
 
 def _with_helpers(provider: str, threads: int) -> list[str | tuple[str, dict[str, str]]]:

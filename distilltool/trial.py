@@ -25,10 +25,10 @@ from distilltool.students import Backbone, Start
 
 LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
-SHARE = 0.3  # of the time budget, after which no further student is scored
+SHARE = 0.3  # of the time budget, after which no further student is looked at
 TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
 MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
-CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps
+CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps, of students
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 
 
@@ -156,16 +156,24 @@ class Trial:
         return replace(self._refined(backbone, taken), start=backbone.start)
 
     def _compared_again(self, found: Sequence[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
-        """Students from the best on, the best with what an earlier tensor adds, and so all that it does not beat for
-        certain without, as far as there is time."""
+        """Ranked again, with what an earlier tensor adds to the best and to those it does not beat for certain. Where
+        time is short, the best alone has it."""
         ranked = sorted(found, key=lambda one: -one[0].score.mean)
         best = ranked[0][0]
         close = [place for place, (one, _) in enumerate(ranked) if not best.score.beats(one.score, CERTAIN)]
         self.progress.begin("comparing the best again", len(close), "students")
         for place in close:
             scored, one = ranked[place]
-            if place == 0 or not self._late:
+            try:
+                if place and self._late:
+                    raise DistillError("no time was left", "allow more with --time-budget")
                 ranked[place] = self._tapped(self._built(scored), scored), one
+            except (DistillError, RuntimeError) as error:
+                if not place:
+                    raise
+                self.progress.note(
+                    f"{sources.named(one.spec)} is compared without earlier features: {first_line(error)}"
+                )
             self.progress.advance()
         self.progress.end()
         return sorted(ranked, key=lambda one: -one[0].score.mean)

@@ -51,7 +51,7 @@ class Views:
         return [how.view(scale, mirrored) for scale in self.scales for mirrored in ((False, True)[: 1 + self.flip])]
 
     def models(self, model: Model) -> list[Model]:
-        """The model as it is asked for each view, in the order of `of`; itself where there is one view alone."""
+        """The model as it is asked for each view, in the order of `of`; itself where an image is seen as always."""
         return [model] if self.are_one else [cast(Model, model.viewed(how)) for how in self.of(model.preprocess)]
 
     def describe(self) -> str:

@@ -9,9 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
+
+from distilltool.errors import DistillError
+from distilltool.runtime import DEVICES, open_session
 
 Output = Literal["vector", "column", "map", "tokens"]
 PATCH = 4  # side of the patches the teacher looks at; image sides must be multiples of it
@@ -188,3 +192,25 @@ def _shape(batch: str | int, size: tuple[int, int] | None, dim: int, output: Out
     if output == "tokens":
         return [batch, places[0] * places[1] if size else "tokens", dim]
     return [batch, dim, 1, 1] if output == "column" else [batch, dim]
+
+
+def devices() -> list[str]:
+    """Devices beside the processor that a small model really runs on here; being built for one is not enough."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [value],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    found = []
+    for one, provider in DEVICES.items():
+        if one == "cpu" or provider not in ort.get_available_providers():
+            continue
+        try:
+            open_session(model, 1, one, wholly=True)
+            found.append(one)
+        except DistillError:
+            continue
+    return found

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from builders import onnx_teacher, photo_folder
-from numpy.typing import NDArray
 from test_chain import PRE, PRE_FLAGS, interrupted, run
 from test_exports import export, network
 
 import distilltool
-from distilltool import candidates, sources
+from distilltool import candidates, sources, students
 from distilltool.anatomy import dissect
 from distilltool.candidates import Candidate, Sought
 from distilltool.contest import Score
 from distilltool.errors import DistillError, NoStudent
 from distilltool.progress import Silent
+from distilltool.recipe import load
 from distilltool.sources import Source
-from distilltool.students import Start
+from distilltool.students import Backbone, Start
 from distilltool.target import parse
 from distilltool.teacher import TeacherOptions, open_teacher
 from distilltool.train import read_weights
@@ -174,33 +174,43 @@ def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeyp
 class Told(Trial):
     """A trial of students of which it is said how they rank, and how with features of an earlier tensor."""
 
-    def __init__(self, tapped: dict[str, NDArray[np.float64]], seconds: float | None = None) -> None:
-        self.tapped, self.asked, self.progress = tapped, list[str](), Silent()
+    def __init__(self, plain: dict[str, Any], tapped: dict[str, Any], seconds: float | None = None) -> None:
+        self.plain, self.tapped, self.asked = plain, tapped, list[str]()
         self.seconds, self.began = seconds, time.perf_counter() - 100
+        self.fit = [Candidate(spec=one, input=64, flops=1) for one in plain]
+        self.recipe, self.start, self.progress = load("best"), Start(input=64, seed=0), Silent()
 
-    def _built(self, scored: Scored) -> Any:
-        return scored.choice.spec
+    def _scored(self, backbone: Any, spec: str, side: int) -> Scored:
+        return Scored(choice=Choice(spec=spec, input=side), score=Score(overlap=self.plain[spec]))
 
     def _tapped(self, backbone: Any, scored: Scored) -> Scored:
-        self.asked.append(backbone)
-        return Scored(choice=replace(scored.choice, tap="t"), score=Score(overlap=self.tapped[backbone]))
+        spec = scored.choice.spec
+        self.asked.append(spec)
+        if self.tapped[spec] is None:
+            raise DistillError("it cannot be built again", "mend it")
+        return Scored(choice=replace(scored.choice, tap="t"), score=Score(overlap=self.tapped[spec]))
+
+    def _refined(self, backbone: Any, scored: Scored) -> Choice:
+        return scored.choice
 
 
-def test_what_is_about_as_good_is_compared_with_earlier_features_too() -> None:
-    """A part is ahead of the whole by chance, and behind it once the whole has the features of that part."""
+def test_what_is_about_as_good_is_compared_with_earlier_features_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is ahead of the whole by chance, and behind it once the whole has the features of that part; what cannot
+    be looked at again is compared as it is."""
+    backbone = Backbone(module=torch.nn.Identity(), width=9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), start="a file")
+    monkeypatch.setattr(students, "build", lambda spec, start: backbone)
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 200))
     plain = {"part": 0.52 + noise[0], "whole": 0.51 + noise[1], "poor": 0.3 + noise[2]}
     assert plain["part"].mean() > plain["whole"].mean()
     better = {"part": plain["part"], "whole": plain["whole"] + 0.05, "poor": plain["poor"] + 0.9}
-    found = [
-        (Scored(choice=Choice(spec=name, input=64), score=Score(overlap=one)), Candidate(spec=name, input=64, flops=1))
-        for name, one in plain.items()
-    ]
-    trial = Told(better)
-    assert [one.spec for _, one in trial._compared_again(found)] == ["whole", "part", "poor"]
+    trial = Told(plain, better)
+    assert trial.choose() == Choice(spec="whole", input=64, tap="t", start="a file")
     assert trial.asked == ["part", "whole"]
-    late = Told(better, seconds=1.0)  # its budget is over: the best alone is given its features
-    assert [one.spec for _, one in late._compared_again(found)] == ["part", "whole", "poor"] and late.asked == ["part"]
+    broken = Told(plain, {**better, "whole": None})
+    assert broken.choose().spec == "part" and broken.asked == ["part", "whole"]
+    late = Told(plain, better, seconds=1.0)  # its budget is over
+    ranked = late._compared_again([(late._scored(None, one.spec, 64), one) for one in late.fit])
+    assert [one.spec for _, one in ranked] == ["part", "whole", "poor"] and late.asked == ["part"]
 
 
 def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(

@@ -7,14 +7,12 @@ in place of onnxruntime, and a torch built for CUDA, let more of it run.
 import json
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
-from builders import onnx_teacher, photo_folder
+from builders import devices, onnx_teacher, photo_folder
 from servers import environment
 from typer.testing import CliRunner
 
@@ -25,7 +23,7 @@ from distilltool.measured import ON_DEVICE
 from distilltool.runtime import DEVICES
 from distilltool.train import read_weights
 
-HERE = [one for one, provider in DEVICES.items() if provider in ort.get_available_providers() and one != "cpu"]
+HERE = devices()
 PRE = ("scale=1/255", "mean=0.5", "std=0.5")
 SMALL = {
     "student": "teacher:cut=hidden",
@@ -56,7 +54,7 @@ def test_bench(work: Path, device: str) -> None:
     assert {one["provider"] for one in runs} == {DEVICES[device]}
     assert {one["copies"] for one in runs} == ({"included", "excluded"} if device in ON_DEVICE else {"none"})
     for one in runs:
-        assert one["wholly"] == (one["elsewhere"] == 0) and one["n"] > 0 and one["p50_ms"] > 0
+        assert one["wholly"] <= (DEVICES["cpu"] not in one["nodes"]) and one["n"] > 0 and one["p50_ms"] > 0
 
 
 @pytest.mark.parametrize("device", HERE)
@@ -101,7 +99,7 @@ def test_the_gpu_says_what_energy_it_takes() -> None:
 def test_a_build_for_gpus_without_one(work: Path, device: str) -> None:
     """onnxruntime would print to both streams and go on with the processor: one line says what to look at instead."""
     python = environment("gpu", Path(__file__).parent / "runtimes") / "bin/python"
-    ours = [str(Path(__file__).parent.parent), sysconfig.get_path("purelib")]
+    ours = [str(Path(__file__).parent.parent), *(one for one in sys.path if one)]
     words = ["distilltool", "query", str(work / "teacher.onnx"), str(work / "imgs"), "--device", device, "--json"]
     code = (
         f"import sys; sys.path += {ours!r}; sys.argv = {words!r}\n"

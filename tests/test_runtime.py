@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from builders import onnx_teacher
+from builders import devices, onnx_teacher
 
 from distilltool import images
 from distilltool.errors import DistillError
@@ -41,7 +41,7 @@ def test_a_device_nobody_knows(teacher: Path) -> None:
         open_session(teacher, 1, "gpu")
 
 
-@pytest.mark.parametrize("device", [one for one, provider in DEVICES.items() if provider in HERE and one != "cpu"])
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("shape", ["whole", "cut", "external and cut"])
 def test_a_device_that_is_here_gives_the_same_vectors(tmp_path: Path, device: str, shape: str) -> None:
     """From a file, from a part of it, and with weights beside it."""

@@ -103,9 +103,10 @@ class Drifted:
 
 
 def drifted(made: Evaluation, titles: Sequence[str]) -> list[Drifted]:
-    """The first runs, where it was asked for."""
-    chosen = [at for at, model in enumerate(made.report.models) if model.drift is not None]
-    return [_drifted(made, at, titles[at]) for at in chosen[:SHOWN]]
+    """Where it was asked for: the first runs of which something is drawn, those trained on every query beside."""
+    asked = {at: model.drift for at, model in enumerate(made.report.models) if model.drift is not None}
+    drawn = [at for at, one in asked.items() if one.queries][:SHOWN]
+    return [_drifted(made, at, titles[at]) for at, one in asked.items() if at in drawn or not one.queries]
 
 
 def _drifted(made: Evaluation, at: int, title: str) -> Drifted:
