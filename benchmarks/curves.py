@@ -63,7 +63,9 @@ def main() -> None:
     answers.set(xlabel="images asked about", ylabel="teacher's mAP kept, %", xscale="log")
     answers.set_xticks([250, 1000, 2077], ["250", "1,000", "2,077"], minor=False)
     answers.minorticks_off()
-    training.set(xlabel="steps of 192 images", xlim=(0, 120))
+    training.set(xlabel="steps of 192 images", xscale="log", xlim=(30, 800))
+    training.set_xticks([50, 100, 500], ["50", "100", "500"], minor=False)
+    training.minorticks_off()
     cost.set(xlabel="student's FLOPs, % of the teacher's", xlim=(5, 30))
     cost.set_xticks([10, 25])
     for ax in (answers, training, cost):
