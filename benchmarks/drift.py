@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import folders
+from quality import BATCH, HELD, folders
 from setting import add_row, rows_in
 
 import distilltool
@@ -68,8 +68,8 @@ def sets(data: Path, work: Path, seed: int) -> tuple[dict[str, Path], dict[str, 
 def trained(folder: Path, data: Path, work: Path, seed: int) -> Path:
     """A run made of a folder."""
     run = folder.parent / f"run-{folder.name}"
-    batches = 3 * 64
-    epochs = max(1, round(VIEWS / batches / np.ceil(0.89 * len(images.find(folder)) / batches)))
+    step = 3 * BATCH  # images, by the recipe
+    epochs = max(1, round(VIEWS / step / np.ceil((1 - HELD) * len(images.find(folder)) / step)))
     distilltool.distill(
         data / "models" / f"{TEACHER}.onnx",
         folder,

@@ -5,7 +5,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -79,7 +79,7 @@ def open_session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(wholly)))
     name = str(model) if isinstance(model, Path) else "the model"
     try:
-        with _unlogged(device):
+        with nullcontext() if device == "cpu" else _unlogged():
             session = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
                 options,
@@ -187,15 +187,13 @@ def _preload(device: str) -> list[str]:
 
 
 @contextmanager
-def _unlogged(device: str) -> Iterator[None]:
+def _unlogged() -> Iterator[None]:
     """Nothing on standard error of what a device lacks, which is said in one line; other sessions keep their log."""
-    if device != "cpu":
-        ort.set_default_logger_severity(4)
+    ort.set_default_logger_severity(4)
     try:
         yield
     finally:
-        if device != "cpu":
-            ort.set_default_logger_severity(2)  # onnxruntime's own, as nobody can ask what it was
+        ort.set_default_logger_severity(2)  # onnxruntime's own, as nobody can ask what it was
 
 
 def _mend(device: str, missing: Sequence[str]) -> str:

@@ -78,6 +78,8 @@ class Scored:
 class Trial:
     """Untrained students, judged on some of the training images."""
 
+    _last: tuple[tuple[str, int], Backbone] | None = None
+
     def __init__(
         self,
         paths: Sequence[Path],
@@ -131,7 +133,7 @@ class Trial:
                 refused.append(f"{one.spec}: no time was left to score it")
                 continue
             try:
-                backbone = students.build(one.spec, replace(self.start, input=one.input))
+                backbone = self._built(one.spec, one.input)
                 if self.recipe.student.dim > backbone.width:
                     raise DistillError(f"it has {backbone.width} features, fewer than --dim", "ask for a smaller --dim")
                 found.append((self._scored(backbone, one.spec, one.input), one))
@@ -151,41 +153,45 @@ class Trial:
             self.progress.note(f"{said}: {_told(scored)}, {one.flops / 1e6:,.0f} MFLOPs an image{cost}")
         for one_refused in refused:
             self.progress.note(f"left out: {one_refused}")
-        taken = found[0][0]
-        backbone = self._built(taken)
+        taken, one = found[0]
+        backbone = self._built(one.spec, one.input)
         return replace(self._refined(backbone, taken), start=backbone.start)
 
     def _compared_again(self, found: Sequence[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
         """Ranked again, with what an earlier tensor adds to the best and to those it does not beat for certain. Where
         time is short, the best alone has it."""
-        ranked = sorted(found, key=lambda one: -one[0].score.mean)
-        best = ranked[0][0]
-        close = [place for place, (one, _) in enumerate(ranked) if not best.score.beats(one.score, CERTAIN)]
-        self.progress.begin("comparing the best again", len(close), "students")
-        for place in close:
-            scored, one = ranked[place]
-            try:
-                if place and self._late:
-                    raise DistillError("no time was left", "allow more with --time-budget")
-                ranked[place] = self._tapped(self._built(scored), scored), one
-            except (DistillError, RuntimeError) as error:
-                if not place:
-                    raise
-                self.progress.note(
-                    f"{sources.named(one.spec)} is compared without earlier features: {first_line(error)}"
-                )
+        (best, first), *others = _ranked(found)
+        self.progress.begin("comparing the best again", len(found), "students")
+        again = [(self._tapped(self._built(first.spec, first.input), best), first)]
+        self.progress.advance()
+        for scored, one in others:
+            beaten = best.score.beats(scored.score, CERTAIN)
+            again.append((scored if beaten else self._if_it_can(scored, one), one))
             self.progress.advance()
         self.progress.end()
-        return sorted(ranked, key=lambda one: -one[0].score.mean)
+        return _ranked(again)
+
+    def _if_it_can(self, scored: Scored, one: Candidate) -> Scored:
+        """A student with what an earlier tensor adds; as it is, and said to be, where time or its network forbids."""
+        why = "no time was left"
+        if not self._late:
+            try:
+                return self._tapped(self._built(one.spec, one.input), scored)
+            except (DistillError, RuntimeError) as error:
+                why = first_line(error)
+        self.progress.note(f"{sources.named(one.spec)} is compared without earlier features: {why}")
+        return scored
 
     @property
     def _late(self) -> bool:
         """Whether so much of the time budget is spent that no further student is looked at."""
         return self.seconds is not None and time.perf_counter() - self.began > SHARE * self.seconds
 
-    def _built(self, scored: Scored) -> Backbone:
-        """The network of a student."""
-        return students.build(scored.choice.spec, replace(self.start, input=scored.choice.input))
+    def _built(self, spec: str, side: int) -> Backbone:
+        """The network of a student; the last one is kept, as some take long to build."""
+        if self._last is None or self._last[0] != (spec, side):
+            self._last = (spec, side), students.build(spec, replace(self.start, input=side))
+        return self._last[1]
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
@@ -350,6 +356,10 @@ def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choi
 def _galleries(recipe: Recipe) -> tuple[Gallery, ...]:
     """What the vectors of a student that is mapped before training are put to."""
     return ("own", "teacher") if recipe.space == "teacher" else ("own",)
+
+
+def _ranked(found: Iterable[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
+    return sorted(found, key=lambda one: -one[0].score.mean)
 
 
 def _best(found: Iterable[Scored]) -> Scored:
