@@ -8,6 +8,7 @@ Every cell is one student: N images drawn by the seed, asked about once (answers
 cells share), a recipe, and as many steps of 64 images as all others. It is judged on classes that nobody saw in
 training. `untrained` is the network with the crop and the centring that the tool chooses; `plain` its pooled features
 as anybody has them; `pca-D` are the teacher's own vectors, cut to D numbers by principal components of the N answers.
+`best-others` has all photographs in its folder, of which N are asked about; all other arms have these N alone.
 Cells are added to the JSON file one by one; what is in it is not computed again.
 """
 
@@ -44,8 +45,10 @@ BATCH = 64
 HELD = 0.11  # share of the images held out, about
 UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
 TEACHER = "--space teacher"
+OTHERS = "--others"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
+    "best-others": ("best", OTHERS),
     "best-kl": ("best", "loss.sne.name=kl"),
     "best-without-taps": ("best", "student.taps=false"),
     "best-short-lists": ("best", "schedule.batches_finetune=1"),
@@ -198,14 +201,25 @@ def opened(name: str, data: Path, work: Path) -> Bench:
     )
 
 
+def linked(photos: Sequence[Photo], folder: Path) -> None:
+    """A folder of these photographs, in their order."""
+    folder.mkdir(parents=True)
+    for number, photo in enumerate(photos):
+        (folder / f"{number}-{photo.path.name}").symlink_to(photo.path.resolve())
+
+
 def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: int) -> dict[str, Any]:
     """`distill` by a recipe on these photographs, whose answers are in the ledger."""
     recipe, *changes = ARMS[arm]
     run = bench.work / f"{bench.name}-{os.getpid()}"
     shutil.rmtree(run, ignore_errors=True)
-    (run / "images").mkdir(parents=True)
-    for number, photo in enumerate(photos):
-        (run / "images" / f"{number}-{photo.path.name}").symlink_to(photo.path.resolve())
+    linked(photos, run / "images")
+    store, budget = bench.work / "ledger.sqlite", None
+    if OTHERS in changes:  # a ledger that knows of these alone, and a folder with all
+        store, budget = run / "ledger.sqlite", len(photos)
+        distilltool.query(bench.teacher, run / "images", store=store, preprocess=bench.setting.preprocess)
+        shutil.rmtree(run / "images")
+        linked(bench.train.photos, run / "images")
     batch = next((int(one.partition("=")[2]) for one in changes if one.startswith("schedule.batch=")), BATCH)
     epochs = max(1, round(steps * BATCH / batch / math.ceil((1 - HELD) * len(photos) / batch)))
     began, wall = time.process_time(), time.perf_counter()
@@ -216,14 +230,15 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
         out=run / "run",
         student=bench.student,
         input_size=bench.setting.input,
-        store=bench.work / "ledger.sqlite",
+        store=store,
+        budget=budget,
         preprocess=bench.setting.preprocess,
         seed=seed,
         space="teacher" if TEACHER in changes else None,
         changes=[
             f"schedule.epochs={epochs}",
             "schedule.patience=1000",
-            *(change for change in changes if change != TEACHER),
+            *(change for change in changes if change not in (TEACHER, OTHERS)),
         ],
     )
     spent = {"cpu seconds": time.process_time() - began, "seconds": time.perf_counter() - wall}

@@ -16,14 +16,27 @@ CHUNK = 64  # images embedded together
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision weigh grey
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """rows: (B,) of the training set; pixels: (B, 3, H, W) of 0 to 255, channels last; views: (B,) the number of each
-    image's view."""
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which images are in a list. rows: (B,) of the training set; views: (B,) the number of each image's view; asked:
+    whether the teacher was asked about them; otherwise rows are of those it was not asked about."""
 
     rows: NDArray[np.int64]
-    pixels: Tensor
     views: NDArray[np.int64]
+    asked: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Shown):
+    """pixels: (B, 3, H, W) of 0 to 255, channels last."""
+
+    pixels: Tensor
+
+
+def together(batches: Sequence[Batch]) -> Shown:
+    """The list that several batches make, all asked about or none."""
+    rows, views = (np.concatenate(parts) for parts in zip(*((one.rows, one.views) for one in batches), strict=True))
+    return Shown(rows=rows, views=views, asked=batches[0].asked)
 
 
 def rows_of(step: int, count: int, batch: int, seed: int) -> NDArray[np.int64]:
@@ -90,10 +103,12 @@ def make_batch(
     seed: int,
     keep: float = 1.0,
     views: int = 0,
+    asked: bool = True,
 ) -> Batch:
     """The augmented batch of one step: each image its own crop, mirror and colour.
 
-    keep: as of `view`. views: how many each image has, another one in every epoch; 0 for a new one each time.
+    keep: as of `view`. views: how many each image has, another one in every epoch; 0 for a new one each time. asked:
+    whether these are images that the teacher was asked about.
     """
     rng = np.random.default_rng((seed, 2, step))
     rows = rows_of(step, len(pixels_NHWC), batch, seed)
@@ -105,7 +120,7 @@ def make_batch(
     ]
     pixels = altered((pixels_NHWC[row] for row in rows), drawn, size)
     let_go(pixels_NHWC)
-    return Batch(rows=rows, pixels=pixels, views=numbers)
+    return Batch(rows=rows, pixels=pixels, views=numbers, asked=asked)
 
 
 def altered(images: Iterable[NDArray[np.uint8]], views: Sequence[View], size: tuple[int, int]) -> Tensor:

@@ -66,6 +66,17 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unasked:
+    """Images that nobody was asked about. What the student's own network, before training, makes of each at a larger
+    size stands in for an answer, where it ranks better there: it costs no query. share: of the steps that are about
+    them, at most, and only where the student starts from pretrained weights of another network than the teacher; most:
+    images, drawn by the seed."""
+
+    share: float = 0.0
+    most: int = 4000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
     """crop: smallest side of a random crop as a share of the image; flip: mirror half of them;
     jitter: brightness, contrast and saturation change by up to this share."""
@@ -118,6 +129,7 @@ class Recipe:
     space: Space = "own"
     mix: Mix = Mix()
     reference: Reference = Reference()
+    unasked: Unasked = Unasked()
     augment: Augment = Augment()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
@@ -142,6 +154,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "reference.weight": (0, 1000),
     "reference.views": (1, 1000),
     "reference.input": (0, 2048),
+    "unasked.share": (0, 0.9),
+    "unasked.most": (1, 10**6),
     "augment.crop": (0.05, 1),
     "augment.jitter": (0, 1),
     "optimiser.lr": (1e-8, 10),

@@ -1,7 +1,9 @@
-"""What a student makes of larger images before it is trained: targets for each view that cost no query."""
+"""What a student makes of larger images before it is trained: targets that cost no query, for each view of an image
+that was asked about, and for images that nobody was asked about."""
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import images
-from distilltool.augment import altered, numbered
+from distilltool.augment import altered, let_go, numbered
+from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
-from distilltool.rundir import write_bytes
-from distilltool.student import Student
+from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json
+from distilltool.student import Student, embed
+from distilltool.train import Unanswered
 
 BATCH = 32
 SHARE = 0.2  # of the time budget that may be spent on it
+LEAST = 64  # images that nobody was asked about, below which they teach nothing
 TIMED = 2  # batches whose time decides how many views there are
 MOST = 1.15  # times the student's own size, below which a larger one tells nothing new
 
@@ -66,6 +71,82 @@ def known(
     write_bytes(path, write)
     made: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     return made
+
+
+def unasked(
+    run: RunDir,
+    student: Student,
+    photos: Sequence[Photo],
+    cached_by: Preprocess,
+    seen_by: Preprocess,
+    recipe: Recipe,
+    centred: bool,
+    seconds: float | None,
+    progress: Progress,
+) -> Unanswered | None:
+    """Images that nobody was asked about, and the student's features of each at a larger size; made once a run.
+
+    cached_by: how they are kept for training. seen_by: how they are looked at here. centred: the mean of the features
+    over these images is taken off. seconds: of which at most a fifth is spent; fewer images are looked at where all
+    take longer. What cannot be read is left out; None where hardly any is left.
+    """
+    if not run.unasked_names.exists():
+        drawn = np.random.default_rng((recipe.seed, 14)).permutation(len(photos))[: recipe.unasked.most]
+        chosen = [photos[row] for row in drawn[: _that_fit(student, seen_by, seconds)]]
+        _look(run, student, chosen, cached_by, seen_by, progress)
+    names = read_json(run.unasked_names)
+    if len(names) < LEAST:
+        return None
+    vectors: NDArray[np.float32] = np.load(run.unasked_vectors, allow_pickle=False)
+    pixels: NDArray[np.uint8] = np.load(run.unasked, mmap_mode="r", allow_pickle=False)[: len(names)]
+    return Unanswered(pixels=pixels, vectors=unit(vectors - vectors.mean(axis=0) * centred), names=tuple(names))
+
+
+def _look(
+    run: RunDir,
+    student: Student,
+    photos: Sequence[Photo],
+    cached_by: Preprocess,
+    seen_by: Preprocess,
+    progress: Progress,
+) -> None:
+    """Write the images of which both sizes can be made, what the student makes of the larger, and their names."""
+    names, parts = list[str](), [np.zeros((0, student.width), np.float32)]
+
+    def both(photo: Photo) -> tuple[Photo, NDArray[np.uint8], NDArray[np.uint8]] | None:
+        small, large = (images.prepare(photo.path, how) for how in (cached_by, seen_by))
+        return None if isinstance(small, str) or isinstance(large, str) else (photo, small, large)
+
+    def write(fresh: Path) -> None:
+        mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, (len(photos), *cached_by.size, 3))
+        progress.begin("looking at images nobody was asked about", len(photos), "images")
+        ready = images.ahead(photos, both)
+        while some := list(islice(ready, BATCH)):
+            good = [one for one in some if one is not None]
+            for photo, small, _ in good:
+                mapped[len(names)] = small
+                names.append(str(photo.path))
+            if good:
+                parts.append(embed(student, np.stack([large for _, _, large in good]), features=True))
+            let_go(mapped)
+            progress.advance(len(some))
+        mapped.flush()
+        progress.end()
+
+    write_bytes(run.unasked, write)
+    write_array(run.unasked_vectors, np.concatenate(parts))
+    write_json(run.unasked_names, names)
+
+
+def _that_fit(student: Student, seen_by: Preprocess, seconds: float | None) -> int | None:
+    """How many images there is time to look at; None for all."""
+    if seconds is None:
+        return None
+    blank = np.zeros((BATCH, *seen_by.size, 3), np.uint8)
+    embed(student, blank, features=True)
+    began = time.perf_counter()
+    embed(student, blank, features=True)
+    return max(LEAST, int(SHARE * seconds * BATCH / (time.perf_counter() - began)))
 
 
 class _Maker:

@@ -111,6 +111,21 @@ class RunDir:
         return self.root / "cache" / "reference.npy"
 
     @property
+    def unasked(self) -> Path:
+        """Images that nobody was asked about, decoded."""
+        return self.root / "cache" / "unasked.npy"
+
+    @property
+    def unasked_vectors(self) -> Path:
+        """What the untrained student makes of them at a larger size."""
+        return self.root / "cache" / "unasked_vectors.npy"
+
+    @property
+    def unasked_names(self) -> Path:
+        """Their paths; written last."""
+        return self.root / "cache" / "unasked.json"
+
+    @property
     def evaluations(self) -> Path:
         return self.root / "evaluations"
 

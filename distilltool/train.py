@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from distilltool import images, metrics
 from distilltool.aim import Aim
-from distilltool.augment import Batch, embed_plain, make_batch
+from distilltool.augment import Batch, Shown, embed_plain, make_batch, together
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
@@ -46,12 +46,22 @@ USUAL = 0.5  # the share that is taken where held-out images do not tell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unanswered:
+    """Images that nobody was asked about. pixels: (M, S, S, 3) uint8 at caching size; vectors: (M, F) what the
+    untrained student makes of them at a larger size, at length 1."""
+
+    pixels: NDArray[np.uint8]
+    vectors: NDArray[np.float32]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """pixels: (N, S, S, 3) uint8 of the training images at caching size; targets: (N, E) the teacher's vectors at
     length 1. held_pixels: (V, H, W, 3) at working size; held_targets: (V, E). keep: share of each side of the training
     images, the middle one, that the student looks at when it is used. reference: (N, V, F) what the untrained student
     makes of larger views of each, at length 1; centred: the student's features have their mean taken off. aim: where it
-    puts an image, for a student in the teacher's space."""
+    puts an image, for a student in the teacher's space. unasked: images that teach without an answer."""
 
     pixels: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -62,6 +72,7 @@ class Data:
     reference: NDArray[np.float16] | None = None
     centred: bool = True
     aim: Aim | None = None
+    unasked: Unanswered | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,6 +176,9 @@ class _Trainer:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
             self.reference_centre = mean if data.centred else torch.zeros_like(mean)
         self.loss = sum_of_losses(recipe, self.targets, data.aim.to(self.device) if data.aim is not None else None)
+        self.unasked_share = recipe.unasked.share if data.unasked is not None else 0.0
+        if data.unasked is not None:
+            self.unasked = torch.from_numpy(data.unasked.vectors).to(self.device)
         self.bank: Bank | None = None
         if recipe.mix.ratio and recipe.mix.partners == "bank":
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
@@ -252,13 +266,13 @@ class _Trainer:
             group["lr"] = now * scale
         self.optimiser.zero_grad(set_to_none=True)
         several = [next(batches) for _ in range(self.parts)]
-        rows = np.concatenate([batch.rows for batch in several])
-        loss = self._backward(several, (self.recipe.seed, 3, step))
+        shown = together(several)
+        loss = self._backward(several, shown, (self.recipe.seed, 3, step))
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}", rows)
+            raise self._diverged(f"the loss is {loss}", shown)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.optimiser.clip)
         if not torch.isfinite(norm):
-            raise self._diverged("the gradient is not finite", rows)
+            raise self._diverged("the gradient is not finite", shown)
         self.optimiser.step()
         self.average.update_parameters(self.student)
         self.state.step += 1
@@ -266,8 +280,9 @@ class _Trainer:
         seconds = round(time.perf_counter() - began, 5)
         self.log.write({"step": self.state.step, "loss": round(loss, 6), "lr": now, "seconds": seconds})
 
-    def _diverged(self, what: str, rows: NDArray[np.int64]) -> DistillError:
-        names = [self.data.names[row] for row in rows]
+    def _diverged(self, what: str, shown: Shown) -> DistillError:
+        known = self.data.names if shown.asked or self.data.unasked is None else self.data.unasked.names
+        names = [known[row] for row in shown.rows]
         self.log.write({"step": self.state.step, "diverged": what, "images": names})
         more = f" and {len(names) - 3} more, all in {self.rundir.log}" if len(names) > 3 else ""
         return DistillError(
@@ -275,22 +290,22 @@ class _Trainer:
             f"lower the learning rate: --restart --set optimiser.{self.lr_name}={self.lr / 10:.0e}",
         )
 
-    def _backward(self, several: Sequence[Batch], seed: tuple[int, int, int]) -> float:
-        """Gradients of the loss over the images of several batches, in the memory of one; returns the loss.
+    def _backward(self, several: Sequence[Batch], shown: Shown, seed: tuple[int, int, int]) -> float:
+        """Gradients of the loss over the images of several batches, the list that is shown, in the memory of one;
+        returns the loss.
 
         Their features are made once without gradient, the loss gives the gradient of each, and part by part they are
         made again to pass it on (gradient cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory
         Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass.
         """
-        rows, views = (np.concatenate(parts) for parts in zip(*((one.rows, one.views) for one in several), strict=True))
         if len(several) == 1:
-            loss = self._loss(self._features(several[0].pixels), rows, views, seed)
+            loss = self._loss(self._features(several[0].pixels), shown, seed)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
         with torch.no_grad():
             known_BF = torch.cat([self._features(one.pixels) for one in several])
-        loss = self._loss(known_BF.requires_grad_(), rows, views, seed)
+        loss = self._loss(known_BF.requires_grad_(), shown, seed)
         if not torch.isfinite(loss):
             return loss.item()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -305,54 +320,58 @@ class _Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             return self.student.features(pixels_NCHW.to(self.device))
 
-    def _loss(
-        self, features_BF: Tensor, rows_B: NDArray[np.int64], views_B: NDArray[np.int64], seed: tuple[int, int, int]
-    ) -> Tensor:
-        """The recipe's losses over the joint batch, and on the images alone the anchor and the reference."""
-        teacher_BE = self.targets[torch.from_numpy(rows_B).to(self.device)]
+    def _loss(self, features_BF: Tensor, shown: Shown, seed: tuple[int, int, int]) -> Tensor:
+        """The recipe's losses over the joint batch, and on the images alone the anchor and the reference; on images
+        that nobody was asked about the losses alone, against what the untrained student makes of them."""
         centred_BF = features_BF - self.student.centre
-        loss = self._joint(F.normalize(self.student.head(centred_BF), dim=1), teacher_BE, rows_B, seed)
+        student_BD = F.normalize(self.student.head(centred_BF), dim=1)
+        rows_B = torch.from_numpy(shown.rows).to(self.device)
+        if not shown.asked:
+            return self._joint(student_BD, self.unasked[rows_B], shown, seed)
+        teacher_BE = self.targets[rows_B]
+        loss = self._joint(student_BD, teacher_BE, shown, seed)
         if self.student.anchor is not None:
             anchored_BE = F.normalize(self.student.anchor(centred_BF), dim=1)
             loss = loss + self.anchor * (1 - (anchored_BE * teacher_BE).sum(dim=1).mean())
         if self.data.reference is not None:
-            known_BF = torch.from_numpy(self.data.reference[rows_B, views_B].astype(np.float32))
+            known_BF = torch.from_numpy(self.data.reference[shown.rows, shown.views].astype(np.float32))
             known_BF = F.normalize(known_BF - self.reference_centre, dim=1).to(self.device)
             loss = loss + self.recipe.reference.weight * (1 - F.cosine_similarity(centred_BF, known_BF).mean())
         return loss
 
-    def _joint(
-        self, student_BD: Tensor, teacher_BE: Tensor, rows_B: NDArray[np.int64], seed: tuple[int, int, int]
-    ) -> Tensor:
+    def _joint(self, student_BD: Tensor, teacher_BE: Tensor, shown: Shown, seed: tuple[int, int, int]) -> Tensor:
         """The losses over the images and what is mixed from them; their mean over the lengths that vectors are cut to.
 
         Of nested vectors every front part is trained as vectors of its own (Kusupati et al., Matryoshka representation
         learning, NeurIPS 2022).
         """
-        losses = list[Tensor]()
+        losses, known = list[Tensor](), self.bank if shown.asked else None
         for dim in self.recipe.student.dims or (student_BD.shape[1],):
-            bank = None if self.bank is None else Bank(student=cut(self.bank.student, dim), teacher=self.bank.teacher)
-            student, teacher = mix(cut(student_BD, dim), teacher_BE, self.recipe.mix, seed, bank, rows_B)
+            bank = None if known is None else Bank(student=cut(known.student, dim), teacher=known.teacher)
+            student, teacher = mix(cut(student_BD, dim), teacher_BE, self.recipe.mix, seed, bank, shown.rows)
             rows = torch.full((len(student),), -1, device=self.device)
-            rows[: len(student_BD)] = torch.from_numpy(rows_B)
+            if shown.asked:
+                rows[: len(student_BD)] = torch.from_numpy(shown.rows)
             losses.append(self.loss(student, teacher, rows))
-        if self.bank is not None:
-            self.bank.remember(rows_B, student_BD)
+        if known is not None:
+            known.remember(shown.rows, student_BD)
         return torch.stack(losses).mean()
 
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
+        return images.ahead(iter(range(self.state.step * self.parts, 1 << 40)), self._batch, threads=1, depth=3)
+
+    def _batch(self, number: int) -> Batch:
+        """A batch of a step, of images that were asked about or of the others; each kind in an order of its own."""
         recipe, data = self.recipe, self.data
+        step, part = divmod(number, self.parts)
+        before, after = (int(at * self.unasked_share + 1e-9) for at in (step, step + 1))
+        how = (data.size, self.batch, recipe.augment, recipe.seed, data.keep)
+        if after > before:
+            assert data.unasked is not None
+            return make_batch(before * self.parts + part, data.unasked.pixels, *how, asked=False)
         views = 0 if data.reference is None else data.reference.shape[1]
-        steps = iter(range(self.state.step * self.parts, 1 << 40))
-        return images.ahead(
-            steps,
-            lambda step: make_batch(
-                step, data.pixels, data.size, self.batch, recipe.augment, recipe.seed, data.keep, views
-            ),
-            threads=1,
-            depth=3,
-        )
+        return make_batch((step - before) * self.parts + part, data.pixels, *how, views=views)
 
     def _steps_that_fit(self, step_seconds: float) -> int:
         """Steps for the time that is left, evaluations included."""

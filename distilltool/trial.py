@@ -271,7 +271,7 @@ class Trial:
     def _referred(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice, with the larger size at which the same network ranks better, where there is one."""
         choice, how = scored.choice, self.recipe.reference
-        if not how.weight or not backbone.native or backbone.start == "scratch":
+        if not (how.weight or self.recipe.unasked.share) or not backbone.native or backbone.start == "scratch":
             return choice
         if how.input:
             return replace(choice, reference=how.input)

@@ -1,5 +1,6 @@
 """Steps of several batches: the same as one of all their images, lists and mixes among them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,16 @@ import torch
 from builders import drawn
 from torch import Tensor, nn
 
-from distilltool.augment import Augment, Batch, make_batch
+from distilltool.augment import Augment, Batch, make_batch, together
+from distilltool.embedder import unit
+from distilltool.errors import DistillError
 from distilltool.progress import Silent
 from distilltool.recipe import Recipe, load
 from distilltool.rundir import RunDir
 from distilltool.student import Student
 from distilltool.students import Backbone
 from distilltool.tracking import RunLog
-from distilltool.train import Data, _Trainer
+from distilltool.train import Data, Unanswered, _Trainer
 
 SIDE, COUNT, DIM = 12, 24, 6
 
@@ -32,8 +35,17 @@ class Tiny(nn.Module):
         return made
 
 
-def trainer(tmp_path: Path, batch: int, parts: int, *, name: str = "drd", finetune: bool = True) -> _Trainer:
-    """A trainer of a student by a recipe."""
+def trainer(
+    tmp_path: Path,
+    batch: int,
+    parts: int,
+    *,
+    name: str = "drd",
+    finetune: bool = True,
+    unasked: int = 0,
+    share: float = 0.0,
+) -> _Trainer:
+    """A trainer of a student by a recipe. unasked: images that nobody was asked about."""
     torch.manual_seed(0)
     student = Student(Backbone(module=Tiny(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False)
     rng = np.random.default_rng(0)
@@ -41,7 +53,12 @@ def trainer(tmp_path: Path, batch: int, parts: int, *, name: str = "drd", finetu
     targets /= np.linalg.norm(targets, axis=1, keepdims=True)
     pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
     data = Data(pixels=pixels, targets=targets, held_pixels=pixels, held_targets=targets, names=("",) * COUNT)
+    if unasked:
+        others = np.stack([np.asarray(drawn(100 + number, (SIDE, SIDE))) for number in range(unasked)])
+        vectors = unit(rng.normal(size=(unasked, 3)).astype(np.float32))
+        data = replace(data, unasked=Unanswered(pixels=others, vectors=vectors, names=("other",) * unasked))
     changes = [f"schedule.batch={batch}", f"schedule.batches_finetune={parts}", "optimiser.clip=1e6"]
+    changes += [f"unasked.share={share}"]
     recipe: Recipe = load(name, changes)
     tmp_path.mkdir(exist_ok=True)
     return _Trainer(
@@ -84,3 +101,47 @@ def test_every_step_takes_its_own_batches(tmp_path: Path) -> None:
     assert all((next(ours).rows == next(ones).rows).all() for _ in range(6))
     three.state.step, single.state.step = 2, 6
     assert (next(three._batches()).rows == next(single._batches()).rows).all()
+
+
+def test_some_steps_are_about_images_nobody_was_asked_about(tmp_path: Path) -> None:
+    """Whole steps, each kind in its own order without gaps, the same after a stop."""
+    some, none = (trainer(tmp_path / str(n), 8, 2, unasked=n, share=0.4) for n in (10, 0))
+    batches, plain = some._batches(), none._batches()
+    found = [next(batches) for _ in range(20)]
+    assert [one.asked for one in found[::2]] == [one.asked for one in found[1::2]]
+    assert [one.asked for one in found[::2]] == [True, True, False, True, False] * 2
+    about = [one for one in found if one.asked]
+    assert all((one.rows == next(plain).rows).all() for one in about)
+    assert sorted(np.concatenate([one.rows for one in found if not one.asked])[:10]) == list(range(10))
+    some.state.step = 4
+    again = next(some._batches())
+    assert not again.asked and (again.rows == found[8].rows).all() and (again.pixels == found[8].pixels).all()
+
+
+@pytest.mark.parametrize("name", ["kl", "drd", "rkd"])
+def test_images_nobody_was_asked_about_are_compared_with_what_is_known_of_them(tmp_path: Path, name: str) -> None:
+    """With vectors of another length, by the recipe's losses alone, in several batches as in one."""
+    one, two = (trainer(tmp_path / str(n), 16 // n, n, name=name, unasked=16, share=0.9) for n in (1, 2))
+    assert one.data.unasked is not None
+    whole = make_batch(0, one.data.unasked.pixels, (SIDE, SIDE), 16, Augment(), 0, asked=False)
+    halves = [
+        replace(whole, rows=whole.rows[at], views=whole.views[at], pixels=whole.pixels[at])
+        for at in (slice(8), slice(8, 16))
+    ]
+    for ours, theirs in zip(gradients(one, [whole]), gradients(two, halves), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    features = one._features(whole.pixels).detach()
+    before = one._loss(features, together([whole]), (0, 0, 0))
+    one.anchor, one.targets = 1e3, one.targets * 0
+    assert torch.equal(before, one._loss(features, together([whole]), (0, 0, 0)))
+    one.unasked = one.unasked.flip(0)
+    assert not torch.equal(before, one._loss(features, together([whole]), (0, 0, 0)))
+
+
+def test_a_loss_of_an_image_nobody_was_asked_about_that_is_not_finite_names_it(tmp_path: Path) -> None:
+    one = trainer(tmp_path, 8, 1, unasked=8, share=0.5)
+    one.unasked[:] = float("nan")
+    assert one.data.unasked is not None
+    batch = make_batch(0, one.data.unasked.pixels, (SIDE, SIDE), 8, Augment(), 0, asked=False)
+    with pytest.raises(DistillError, match="images other, other"):
+        one._step(iter([batch]))

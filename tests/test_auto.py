@@ -232,6 +232,40 @@ def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
 
 
+def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another network than the teacher knows of them; the same weights after a stop; the budget holds."""
+    monkeypatch.chdir(work)
+    photo_folder(work / "many", 120)
+    (work / "many" / "torn.jpg").write_bytes((work / "many" / "photo0000.jpg").read_bytes()[:900])
+    flags = [*FLAGS, "--student", "onnx:other.onnx,preprocess=unit", "--input", "64", "--budget", "50"]
+    flags += ["--set", "reference.input=112", "--set", "schedule.epochs=8", "--store", "few.sqlite"]
+    words = ["distilltool", "distill", "teacher.onnx", "many", *flags, "--json", "--out"]
+    code, out, err = run(work, *words[1:], "few")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["queries"]["new"] == 50 and report["images"]["unasked"] in (70, 71)
+    assert "images nobody was asked about teach too" in " ".join(err.split())
+    first = interrupted([*words, "fewer"], "distilltool.train", "_Trainer", "_step", call=4)
+    assert first.returncode == 130, first.stderr
+    assert run(work, *words[1:], "fewer")[0] == 0
+    few, fewer = (read_weights(work / name / "student.safetensors") for name in ("few", "fewer"))
+    assert all(torch.equal(tensor, fewer[name]) for name, tensor in few.items())
+    assert not (work / "few" / "cache").exists()
+    code, out, err = run(work, *words[1:], "teacher's", "--student", "teacher")
+    assert code == 0 and json.loads(out)["images"]["unasked"] == 0, (
+        "at its own size it would be the teacher, asked for nothing"
+    )
+
+
+def test_a_loss_that_needs_the_teachers_vectors_wants_an_answer_for_each_image(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    flags = [*FLAGS, "--recipe", "csd", "--student", "teacher", "--input", "64", "--set", "unasked.share=0.5"]
+    code, _, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "csd")
+    assert code == 1 and "csd needs the teacher's vectors" in " ".join(err.split())
+
+
 def test_the_whole_teacher_is_no_reference_under_any_name(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its own size it would be the teacher, asked about every view for nothing."""
     monkeypatch.chdir(work)

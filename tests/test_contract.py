@@ -380,7 +380,7 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found) == DISTILL
     assert set(found["student"]) == {"spec", "params", "dim", "input", "space", "start"}
     assert set(found["queries"]) == {"new", "cached", "spent"}
-    assert set(found["images"]) == {"train", "validation", "skipped"}
+    assert set(found["images"]) == {"train", "validation", "unasked", "skipped"}
     assert set(found["fidelity"]) == set(found["undistilled"]) == {"overlap@10", "spearman"}
     assert set(found["fidelity"]["overlap@10"]) == INTERVAL
     found = call("eval", "run", "--data", "labelled", "--binary", "--index", "flat,ivf-pq", "--drift")

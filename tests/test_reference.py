@@ -17,8 +17,10 @@ from distilltool.images import Photo, digest
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Silent
 from distilltool.recipe import Augment
+from distilltool.rundir import RunDir
 from distilltool.student import Student, to_pixels
 from distilltool.students import Start, build
+from distilltool.train import Unanswered
 
 HOW = Preprocess(size=(64, 64), layout="NHWC", dtype="uint8")
 
@@ -84,6 +86,45 @@ def test_fewer_views_are_made_where_time_is_short(tmp_path: Path) -> None:
     found = photos(tmp_path / "imgs", 4) * 50
     known = reference.known(tmp_path / "known.npy", student, found, HOW, recipe, 1.0, 0.05, Silent())
     assert known.shape[1] == 1
+
+
+def looked_at(
+    run: RunDir, found: list[Photo], *, centred: bool = True, seconds: float | None = None
+) -> Unanswered | None:
+    """What `reference.unasked` makes of images, kept for training at 40 px and looked at at 64."""
+    recipe = recipes.load("best", ["unasked.most=1000"])
+    return reference.unasked(run, a_student(), found, HOW.at((40, 40)), HOW, recipe, centred, seconds, Silent())
+
+
+def test_images_nobody_was_asked_about_are_known_by_the_network_itself(tmp_path: Path) -> None:
+    """At the larger size, less their mean; in a drawn order; what cannot be read is left out; made once."""
+    run, found = RunDir(tmp_path / "run"), photos(tmp_path / "imgs", 70)
+    found[3].path.write_bytes(b"no image")
+    made = looked_at(run, found)
+    assert made is not None and made.pixels.shape == (69, 40, 40, 3) and len(set(made.names)) == 69
+    assert str(found[3].path) not in made.names and list(made.names) != sorted(made.names)
+    student, rows = a_student(), [Path(name) for name in made.names]
+    with torch.inference_mode():
+        features = student.features(to_pixels(np.stack([HOW.prepare(open_rgb(path)) for path in rows]))).numpy()
+    wanted = F.normalize(torch.from_numpy(features - features.mean(axis=0)), dim=1)
+    torch.testing.assert_close(torch.from_numpy(made.vectors), wanted, atol=1e-4, rtol=0)
+    assert (made.pixels[5] == HOW.at((40, 40)).prepare(open_rgb(rows[5]))).all()
+    stamp = run.unasked.stat().st_mtime_ns
+    again = looked_at(run, [])
+    assert again is not None and (again.vectors == made.vectors).all() and run.unasked.stat().st_mtime_ns == stamp
+    plain = looked_at(run, [], centred=False)
+    torch.testing.assert_close(
+        torch.from_numpy(plain.vectors if plain else made.vectors), torch.from_numpy(features), atol=1e-4, rtol=0
+    )
+
+
+def test_few_images_nobody_was_asked_about_teach_nothing(tmp_path: Path) -> None:
+    assert looked_at(RunDir(tmp_path / "run"), photos(tmp_path / "imgs", 63)) is None
+
+
+def test_fewer_images_are_looked_at_where_time_is_short(tmp_path: Path) -> None:
+    made = looked_at(RunDir(tmp_path / "run"), photos(tmp_path / "imgs", 66), seconds=0.01)
+    assert made is not None and len(made.names) == 64
 
 
 def test_an_image_that_is_gone_is_said(tmp_path: Path) -> None:

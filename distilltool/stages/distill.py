@@ -67,12 +67,14 @@ CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """The images the teacher has answered about. vectors: (N, E) at length 1."""
+    """The images the teacher has answered about. vectors: (N, E) at length 1; unasked: images of the folder that it was
+    not asked about."""
 
     photos: tuple[Photo, ...]
     vectors: NDArray[np.float32]
     skipped: int
     queries: dict[str, int]
+    unasked: tuple[Photo, ...] = ()
 
 
 def check(recipe: Recipe) -> None:
@@ -139,6 +141,7 @@ def distill(
     began = time.perf_counter()
     torch.set_num_threads(workers())
     write_json(run.environment, environment())
+    recipe = _with_share(recipe, answered)
     if backbone is not None:
         _say_start(backbone.start, recipe.student.spec, start.fetch, progress)
     held = _split(run, answered, recipe)
@@ -165,6 +168,7 @@ def distill(
     if choice.mapped or recipe.space == "teacher":
         data = replace(data, aim=aim.fit(torch.from_numpy(data.targets), (choice.level,))[choice.level])
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
+    data = _with_unasked(data, backbone, answered, teacher.preprocess, choice, recipe, run, seconds, progress)
     mapped_last = objective.mapped_last(recipe)
     trained_by = replace(recipe, space="own") if mapped_last else recipe
     student = _make_student(backbone, trained_by, choice, data, run, progress)
@@ -347,13 +351,60 @@ def _with_reference(
     progress: Progress,
 ) -> Data:
     """The data, and what the untrained student makes of larger views where it is its own reference."""
-    if not choice.reference:
+    if not (choice.reference and recipe.reference.weight):
         return data
     photos = [photo for photo, out in zip(answered.photos, held, strict=True) if not out]
-    student = Student(backbone, 0, bias=False).to(_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    student = _untrained(backbone)
     larger = seen_by.at(imported.scaled(seen_by.size, choice.reference))
     made = reference.known(run.reference, student, photos, larger, recipe, choice.keep, seconds, progress)
     return replace(data, reference=made, centred=choice.centre)
+
+
+def _with_share(recipe: Recipe, answered: Answered) -> Recipe:
+    """The recipe with a share for images that nobody was asked about: no more than they are of all, none where there
+    are hardly any."""
+    there = len(answered.unasked)
+    share = min(recipe.unasked.share, there / (there + len(answered.photos))) if there >= reference.LEAST else 0.0
+    return replace(recipe, unasked=replace(recipe.unasked, share=share))
+
+
+def _with_unasked(
+    data: Data,
+    backbone: Backbone,
+    answered: Answered,
+    seen_by: Preprocess,
+    choice: Choice,
+    recipe: Recipe,
+    run: RunDir,
+    seconds: float | None,
+    progress: Progress,
+) -> Data:
+    """The data, and images that nobody was asked about, where what the untrained student makes of larger ones ranks
+    better."""
+    if not (choice.reference and recipe.unasked.share):
+        return data
+    height, width = data.pixels.shape[1:3]
+    larger = seen_by.at(imported.scaled(seen_by.size, choice.reference), choice.keep)
+    found = reference.unasked(
+        run,
+        _untrained(backbone),
+        answered.unasked,
+        seen_by.at((height, width)),
+        larger,
+        recipe,
+        choice.centre,
+        seconds,
+        progress,
+    )
+    if found is not None:
+        by = f"by what the untrained student makes of them at {choice.reference} px"
+        progress.note(f"{len(found.names):,} images nobody was asked about teach too, {by}")
+    return replace(data, unasked=found)
+
+
+def _untrained(backbone: Backbone) -> Student:
+    """The network before training, ready to look at images."""
+    return Student(backbone, 0, bias=False).to(_device(), memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def _device() -> str:
@@ -505,7 +556,12 @@ def _report(
             start=start,
         ),
         queries=answered.queries,
-        images={"train": len(data.pixels), "validation": len(data.held_pixels), "skipped": answered.skipped},
+        images={
+            "train": len(data.pixels),
+            "validation": len(data.held_pixels),
+            "unasked": len(data.unasked.names) if data.unasked is not None else 0,
+            "skipped": answered.skipped,
+        },
         steps=outcome.state.step,
         best_step=outcome.kept_step,
         start_share=outcome.start_share,
