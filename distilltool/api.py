@@ -678,7 +678,8 @@ def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryR
     # by content, not by path: a renamed file changes nothing
     kept = tuple(sorted((one for one in stock.photos if one.sha256 in vectors), key=lambda one: one.sha256))
     rows = np.stack([vectors[photo.sha256] for photo in kept]) if kept else np.zeros((0, 1), np.float32)
-    others = {one.sha256: one for one in stock.photos if one.sha256 not in vectors}
+    left_out = {Path(one.path) for one in bought.skipped}
+    others = {one.sha256: one for one in stock.photos if one.sha256 not in vectors and one.path not in left_out}
     return Answered(
         photos=kept,
         vectors=unit(rows),

@@ -56,11 +56,13 @@ Measure = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """A run's own vectors at length 1. trained, held_out: (N, D); images: SHA-256 of all that it was trained on."""
+    """A run's own vectors at length 1. trained, held_out: (N, D); images: SHA-256 of all that it was trained on;
+    answers: of so many the teacher's answer was known."""
 
     trained: NDArray[np.float32]
     held_out: NDArray[np.float32]
     images: frozenset[bytes]
+    answers: int
 
 
 def check(runs: Sequence[RunDir | None], plain: bool) -> None:
@@ -119,7 +121,9 @@ def _known(run: RunDir) -> Known:
 
     seen, unseen = (unit(read(path, dim, "f", 2).astype(np.float32)) for path in (run.seen, run.unseen))
     known = read(run.trained, DIGEST, "u", 1)
-    return Known(trained=seen, held_out=unseen, images=frozenset(one.tobytes() for one in known))
+    others = read(run.trained_unasked, DIGEST, "u", 0) if run.trained_unasked.is_file() else known[:0]
+    images = frozenset(one.tobytes() for one in (*known, *others))
+    return Known(trained=seen, held_out=unseen, images=images, answers=len(known))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +201,7 @@ def _report(made: Evaluation, at: int, known: Known, found: dict[str, Far], coun
     if beyond.sum() >= FEW and familiar >= max(FEW, FAMILIAR * len(far)):
         report = replace(report, fails=_fails(report.span.adjusted))
     if report.unlike and report.fails is not False:
-        report = replace(report, ask=_wanted(report, len(known.images)))
+        report = replace(report, ask=_wanted(report, known.answers))
     return replace(report, verdict=verdict(report, made.report.models[at].name))
 
 

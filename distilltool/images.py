@@ -250,6 +250,14 @@ def _decode(path: Path, least: int, alone: ExitStack) -> Image.Image | str:
 
 def prepare(path: Path, preprocess: Preprocess, box: Box | None = None) -> NDArray[np.uint8] | str:
     """Decode and resize one file, or the part of it in a box → (H, W, 3) uint8, or the reason why not."""
+    found = prepare_each(path, (preprocess,), box)
+    return found if isinstance(found, str) else found[0]
+
+
+def prepare_each(
+    path: Path, preprocesses: Sequence[Preprocess], box: Box | None = None
+) -> list[NDArray[np.uint8]] | str:
+    """As `prepare`, in several sizes of one file that is decoded once."""
     with ExitStack() as alone:
         image = _decode(path, 0, alone)
         if isinstance(image, str):
@@ -261,7 +269,7 @@ def prepare(path: Path, preprocess: Preprocess, box: Box | None = None) -> NDArr
                 if inside[0] >= inside[2] or inside[1] >= inside[3]:
                     return f"has {image.width}×{image.height} pixels, none of them in the box {box}"
                 image = image.crop(inside)
-            return preprocess.prepare(image)
+            return [preprocess.prepare(image) for preprocess in preprocesses]
         except (MemoryError, ValueError) as error:  # a strip of 20,000 x 1 pixels, brought to a short side of 224
             return f"cannot be resized ({str(error) or type(error).__name__})"
         finally:

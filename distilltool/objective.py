@@ -111,14 +111,15 @@ def check_losses(recipe: Recipe, same_space: bool) -> None:
             f"the loss {drawn[0]} compares student and teacher vectors one to one",
             'it needs space = "teacher" in the recipe (--set space=teacher)',
         )
-    needy = [term.function.__name__ for term in terms if term.needs_teacher_space or term.asks]
-    if recipe.unasked.share and needy:
-        raise DistillError(
-            f"the loss {needy[0]} needs the teacher's vectors, which images that nobody was asked about do not have",
-            "leave unasked.share away",
-        )
     for term in terms:
         _try(term)
+
+
+def needs_answers(recipe: Recipe) -> str:
+    """A loss of the recipe that is computed with the teacher's vectors, not with what stands in for them; "" where
+    there is none."""
+    needy = (term.function.__name__ for term in _terms(recipe) if term.needs_teacher_space or term.asks)
+    return next(needy, "")
 
 
 def _try(term: _Term) -> None:

@@ -69,8 +69,8 @@ class Reference:
 class Unasked:
     """Images that nobody was asked about. What the student's own network, before training, makes of each at a larger
     size stands in for an answer, where it ranks better there: it costs no query. share: of the steps that are about
-    them, at most, and only where the student starts from pretrained weights of another network than the teacher; most:
-    images, drawn by the seed."""
+    them, no more than they are of all images, and only where the student starts from pretrained weights and is not the
+    whole teacher; most: images, drawn by the seed."""
 
     share: float = 0.0
     most: int = 4000
@@ -102,10 +102,11 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """epochs: passes over the images where no time budget is given; batch: images at once; batches_finetune: batches
-    that one step of a pretrained student is made of, and its lists, no more than there are images for; warmup: share of
-    the steps, then a cosine to zero; evaluations: how often fidelity is looked at; patience: evaluations without
-    improvement before stopping, in the second half of the steps."""
+    """epochs: passes over the images where no time budget is given, less what images nobody was asked about take of
+    them; batch: images at once; batches_finetune: batches that one step of a pretrained student is made of, and its
+    lists, no more than there are images for; warmup: share of the steps, then a cosine to zero; evaluations: how often
+    fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of the
+    steps."""
 
     epochs: int = 60
     batch: int = 64

@@ -2,7 +2,7 @@
 that was asked about, and for images that nobody was asked about."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from distilltool import images
-from distilltool.augment import altered, let_go, numbered
+from distilltool.augment import altered, embed_plain, let_go, numbered
 from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
-from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json
+from distilltool.rundir import RunDir, check_room, read_json, write_array, write_bytes, write_json
 from distilltool.student import Student, embed
-from distilltool.train import Unanswered
+from distilltool.train import Data, Unanswered, batching
 
 BATCH = 32
 SHARE = 0.2  # of the time budget that may be spent on it
-LEAST = 64  # images that nobody was asked about, below which they teach nothing
+LEAST = 64  # images that nobody was asked about, below which they teach nothing, however small a step is
 TIMED = 2  # batches whose time decides how many views there are
 MOST = 1.15  # times the student's own size, below which a larger one tells nothing new
 
@@ -77,7 +77,7 @@ def unasked(
     run: RunDir,
     student: Student,
     photos: Sequence[Photo],
-    cached_by: Preprocess,
+    data: Data,
     seen_by: Preprocess,
     recipe: Recipe,
     centred: bool,
@@ -86,48 +86,81 @@ def unasked(
 ) -> Unanswered | None:
     """Images that nobody was asked about, and the student's features of each at a larger size; made once a run.
 
-    cached_by: how they are kept for training. seen_by: how they are looked at here. centred: the mean of the features
-    over these images is taken off. seconds: of which at most a fifth is spent; fewer images are looked at where all
-    take longer. What cannot be read is left out; None where hardly any is left.
+    data: what is known of the others: of these images those are left out that the untrained student finds nearer to a
+    held-out one than to any that is trained on, as held-out images are to be unlike what is trained on. seen_by: how
+    they are looked at here, whole. centred: the mean of the features over these images is taken off. seconds: of which
+    at most a fifth is spent; fewer images are looked at where all take longer. What cannot be read is left out; None
+    where they are too few for a step (`least`).
     """
-    if not run.unasked_names.exists():
+    if not run.unasked_list.exists():
+        ends = None if seconds is None else time.perf_counter() + SHARE * seconds
         drawn = np.random.default_rng((recipe.seed, 14)).permutation(len(photos))[: recipe.unasked.most]
-        chosen = [photos[row] for row in drawn[: _that_fit(student, seen_by, seconds)]]
-        _look(run, student, chosen, cached_by, seen_by, progress)
-    names = read_json(run.unasked_names)
-    if len(names) < LEAST:
+        _look(run, student, [photos[row] for row in drawn], data, seen_by, recipe, ends, progress)
+    listed = read_json(run.unasked_list)
+    names, hashes = listed["names"], listed["hashes"]
+    if len(names) < least(recipe, len(data.pixels)):
         return None
     vectors: NDArray[np.float32] = np.load(run.unasked_vectors, allow_pickle=False)
     pixels: NDArray[np.uint8] = np.load(run.unasked, mmap_mode="r", allow_pickle=False)[: len(names)]
-    return Unanswered(pixels=pixels, vectors=unit(vectors - vectors.mean(axis=0) * centred), names=tuple(names))
+    return Unanswered(
+        pixels=pixels,
+        vectors=unit(vectors - vectors.mean(axis=0) * centred),
+        names=tuple(names),
+        hashes=tuple(bytes.fromhex(one) for one in hashes),
+        share=listed["share"],
+    )
+
+
+def least(recipe: Recipe, trained: int) -> int:
+    """Images that nobody was asked about, below which they teach nothing: no list of a step shows one twice.
+
+    trained: images trained on by the teacher's answers.
+    """
+    batch, parts = batching(recipe, trained, finetune=True)
+    return max(LEAST, batch * parts)
 
 
 def _look(
     run: RunDir,
     student: Student,
     photos: Sequence[Photo],
-    cached_by: Preprocess,
+    data: Data,
     seen_by: Preprocess,
+    recipe: Recipe,
+    ends: float | None,
     progress: Progress,
 ) -> None:
-    """Write the images of which both sizes can be made, what the student makes of the larger, and their names."""
-    names, parts = list[str](), [np.zeros((0, student.width), np.float32)]
+    """Write the images of which both sizes can be made until the time is over, what the student makes of the larger,
+    their names and hashes, and what they are of all."""
+    found, parts = list[Photo](), [np.zeros((0, student.width), np.float32)]
+    height, width = data.pixels.shape[1:3]
+    sizes = seen_by.at((height, width)), seen_by.at(seen_by.size, data.keep)
+    check_room(run.unasked, len(photos) * height * width * 3)
+    near_held = _NearHeld(student, data)
 
-    def both(photo: Photo) -> tuple[Photo, NDArray[np.uint8], NDArray[np.uint8]] | None:
-        small, large = (images.prepare(photo.path, how) for how in (cached_by, seen_by))
-        return None if isinstance(small, str) or isinstance(large, str) else (photo, small, large)
+    def both(photo: Photo) -> tuple[Photo, list[NDArray[np.uint8]]] | None:
+        made = images.prepare_each(photo.path, sizes, photo.box)
+        return None if isinstance(made, str) else (photo, made)
+
+    def in_time() -> Iterator[Photo]:
+        for photo in photos:
+            if ends is not None and time.perf_counter() > ends:
+                return
+            yield photo
 
     def write(fresh: Path) -> None:
-        mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, (len(photos), *cached_by.size, 3))
+        mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, (len(photos), height, width, 3))
         progress.begin("looking at images nobody was asked about", len(photos), "images")
-        ready = images.ahead(photos, both)
+        ready = images.ahead(in_time(), both, depth=BATCH)
         while some := list(islice(ready, BATCH)):
             good = [one for one in some if one is not None]
-            for photo, small, _ in good:
-                mapped[len(names)] = small
-                names.append(str(photo.path))
+            apart = ~near_held(np.stack([small for _, (small, _) in good])) if good else np.zeros(0, bool)
+            good = [one for one, fine in zip(good, apart, strict=True) if fine]
+            for photo, (small, _) in good:
+                mapped[len(found)] = small
+                found.append(photo)
             if good:
-                parts.append(embed(student, np.stack([large for _, _, large in good]), features=True))
+                parts.append(embed(student, np.stack([large for _, (_, large) in good]), features=True))
             let_go(mapped)
             progress.advance(len(some))
         mapped.flush()
@@ -135,18 +168,27 @@ def _look(
 
     write_bytes(run.unasked, write)
     write_array(run.unasked_vectors, np.concatenate(parts))
-    write_json(run.unasked_names, names)
+    share = min(recipe.unasked.share, len(found) / (len(found) + len(data.pixels) + len(data.held_pixels)))
+    hashes = [photo.sha256.hex() for photo in found]
+    write_json(run.unasked_list, {"share": share, "names": [str(photo.path) for photo in found], "hashes": hashes})
 
 
-def _that_fit(student: Student, seen_by: Preprocess, seconds: float | None) -> int | None:
-    """How many images there is time to look at; None for all."""
-    if seconds is None:
-        return None
-    blank = np.zeros((BATCH, *seen_by.size, 3), np.uint8)
-    embed(student, blank, features=True)
-    began = time.perf_counter()
-    embed(student, blank, features=True)
-    return max(LEAST, int(SHARE * seconds * BATCH / (time.perf_counter() - began)))
+class _NearHeld:
+    """Whether images at caching size, (N, H, W, 3), are nearer to a held-out one than to any that is trained on → (N,)
+    bool, by the untrained student's features less their mean."""
+
+    def __init__(self, student: Student, data: Data) -> None:
+        self.student, self.data = student, data
+        trained = embed_plain(student, data.pixels, data.size, data.keep, features=True)
+        self.centre = trained.mean(axis=0)
+        self.trained = unit(trained - self.centre)
+        self.held = unit(embed(student, data.held_pixels, features=True) - self.centre)
+
+    def __call__(self, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        some = embed_plain(self.student, pixels_NHWC, self.data.size, self.data.keep, features=True)
+        some = unit(some - self.centre)
+        near: NDArray[np.bool_] = (some @ self.held.T).max(axis=1) > (some @ self.trained.T).max(axis=1)
+        return near
 
 
 class _Maker:

@@ -99,8 +99,13 @@ class RunDir:
 
     @property
     def trained(self) -> Path:
-        """SHA-256 of every image it was trained on, (N, 32) uint8."""
+        """SHA-256 of every image it was trained on by the teacher's answer, (N, 32) uint8."""
         return self.root / "trained.npy"
+
+    @property
+    def trained_unasked(self) -> Path:
+        """SHA-256 of every image it was trained on of which the teacher's answer is not known, (N, 32) uint8."""
+        return self.root / "trained_unasked.npy"
 
     @property
     def pixels(self) -> Path:
@@ -121,8 +126,8 @@ class RunDir:
         return self.root / "cache" / "unasked_vectors.npy"
 
     @property
-    def unasked_names(self) -> Path:
-        """Their paths; written last."""
+    def unasked_list(self) -> Path:
+        """Their paths, their hashes and their share of the steps; written last."""
         return self.root / "cache" / "unasked.json"
 
     @property
@@ -202,6 +207,7 @@ class RunDir:
             self.seen,
             self.unseen,
             self.trained,
+            self.trained_unasked,
         ):
             path.unlink(missing_ok=True)
         for folder in (self.evaluations, self.trackers, self.bundle):
@@ -213,6 +219,20 @@ class RunDir:
         for path in (self.checkpoint, self.best, self.start, self.undistilled):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.pixels.parent, ignore_errors=True)
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Make the folder of a file; fail where its disk has less than these bytes free.
+
+    A mapped file is written to without a word of what there is: a full disk kills the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise DistillError(
+            f"the decoded images need {needed / 1e9:.1f} GB, {path.parent} has {free / 1e9:.1f} GB free",
+            "make room, or choose another disk with --out",
+        )
 
 
 def open_run(root: Path) -> RunDir:

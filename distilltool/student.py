@@ -14,6 +14,8 @@ from distilltool.errors import DistillError
 from distilltool.preprocess import Preprocess
 from distilltool.students import Backbone
 
+BATCH = 64  # images embedded at once, at most
+PIXELS = 64 * 160 * 160  # of all of them
 FORM = 2  # of the network around the backbone, since features are centred
 
 
@@ -140,14 +142,16 @@ def to_pixels(images_NHWC: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.inference_mode()
-def embed(
-    student: Student, images_NHWC: NDArray[np.uint8], *, features: bool = False, batch: int = 64
-) -> NDArray[np.float32]:
-    """Embed in evaluation mode, (N, H, W, 3) uint8 → (N, D) float32; or the pooled features, (N, width)."""
+def embed(student: Student, images_NHWC: NDArray[np.uint8], *, features: bool = False) -> NDArray[np.float32]:
+    """Embed in evaluation mode, (N, H, W, 3) uint8 → (N, D) float32; or the pooled features, (N, width).
+
+    As many images at once as have `PIXELS` together, at most `BATCH`: large ones would take gigabytes.
+    """
     training = student.training
     student.eval()
     device = student.factor.device
     step = student.features if features else student
+    batch = max(1, min(BATCH, PIXELS // int(np.prod(images_NHWC.shape[1:3]))))
     parts = [
         step(to_pixels(images_NHWC[at : at + batch]).to(device)).float().cpu().numpy()
         for at in range(0, len(images_NHWC), batch)

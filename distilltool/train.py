@@ -48,11 +48,14 @@ USUAL = 0.5  # the share that is taken where held-out images do not tell
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unanswered:
     """Images that nobody was asked about. pixels: (M, S, S, 3) uint8 at caching size; vectors: (M, F) what the
-    untrained student makes of them at a larger size, at length 1."""
+    untrained student makes of them at a larger size, at length 1; hashes: SHA-256 of each file; share: of the steps
+    that are about them."""
 
     pixels: NDArray[np.uint8]
     vectors: NDArray[np.float32]
     names: tuple[str, ...]
+    hashes: tuple[bytes, ...]
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +149,12 @@ def train(
     return _Trainer(student, data, recipe, run, finetune, seconds, spent, log, progress).run()
 
 
+def batching(recipe: Recipe, images: int, finetune: bool) -> tuple[int, int]:
+    """Images of a batch, and batches of a step: together no more than there are images."""
+    batch = min(recipe.schedule.batch, images)
+    return batch, max(1, min(recipe.schedule.batches_finetune, images // batch)) if finetune else 1
+
+
 class _Trainer:
     def __init__(
         self,
@@ -176,16 +185,14 @@ class _Trainer:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
             self.reference_centre = mean if data.centred else torch.zeros_like(mean)
         self.loss = sum_of_losses(recipe, self.targets, data.aim.to(self.device) if data.aim is not None else None)
-        self.unasked_share = recipe.unasked.share if data.unasked is not None else 0.0
+        self.unasked_share = data.unasked.share if data.unasked is not None else 0.0
         if data.unasked is not None:
             self.unasked = torch.from_numpy(data.unasked.vectors).to(self.device)
         self.bank: Bank | None = None
         if recipe.mix.ratio and recipe.mix.partners == "bank":
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
             self.bank = Bank(student=remembered, teacher=self.targets)
-        self.batch = min(recipe.schedule.batch, len(data.pixels))
-        batches = len(data.pixels) // self.batch
-        self.parts = max(1, min(recipe.schedule.batches_finetune, batches)) if finetune else 1  # batches of a step
+        self.batch, self.parts = batching(recipe, len(data.pixels), finetune)
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.state = State(total=planned if seconds is None else 1 << 30)

@@ -1,7 +1,7 @@
 """Which student, and how it starts: judged untrained, on some of the training images."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -285,7 +285,7 @@ class Trial:
             if score.beats(best):
                 best, side = score, larger
         if side:
-            self.progress.note(f"its own reference at {side} px, where it keeps {100 * best.mean:.0f} % of the top-10")
+            self.progress.note(f"on larger images, of {side} px, it keeps {100 * best.mean:.0f} % of the top-10 itself")
         return replace(choice, reference=side)
 
     def _seen_at(self, backbone: Backbone, choice: Choice, side: int) -> Score:
@@ -298,20 +298,27 @@ class Trial:
 
     def _seen(self, student: Student, side: int, keep: float) -> Rows:
         size = imported.scaled(self.seen_by.size, side)
-        return embed_plain(student, self._pixels(size), size, keep, features=True)
+        parts = [embed_plain(student, pixels, size, keep, features=True) for pixels in self._pixels(size)]
+        return np.concatenate(parts)
 
-    def _pixels(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+    def _pixels(self, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
         """The images judged on, whole, so large that the smallest share that is tried is a student's image.
 
-        Those of one size are kept for the next question.
+        Those of one size are kept for the next question; images larger than the students' are not, where they would
+        take too much.
         """
-        if size not in self._decoded:
-            height, width = (round(one / min(self._keeps)) for one in size)
-            pixels, lost = images.load(self.paths, self.seen_by.at((height, width)))
+        if size in self._decoded:
+            yield self._decoded[size]
+            return
+        height, width = (round(one / min(self._keeps)) for one in size)
+        some = len(self.paths) if 3 * height * width * len(self.paths) <= BYTES else LEAST_IMAGES
+        for at in range(0, len(self.paths), some):
+            pixels, lost = images.load(self.paths[at : at + some], self.seen_by.at((height, width)))
             if lost:
                 raise images.spoilt(lost[0].path, lost[0].reason)
-            self._decoded = {size: pixels}
-        return self._decoded[size]
+            if some >= len(self.paths):
+                self._decoded = {size: pixels}
+            yield pixels
 
     @property
     def _keeps(self) -> tuple[float, ...]:

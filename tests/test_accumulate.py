@@ -56,9 +56,13 @@ def trainer(
     if unasked:
         others = np.stack([np.asarray(drawn(100 + number, (SIDE, SIDE))) for number in range(unasked)])
         vectors = unit(rng.normal(size=(unasked, 3)).astype(np.float32))
-        data = replace(data, unasked=Unanswered(pixels=others, vectors=vectors, names=("other",) * unasked))
+        data = replace(
+            data,
+            unasked=Unanswered(
+                pixels=others, vectors=vectors, names=("other",) * unasked, hashes=(b"",) * unasked, share=share
+            ),
+        )
     changes = [f"schedule.batch={batch}", f"schedule.batches_finetune={parts}", "optimiser.clip=1e6"]
-    changes += [f"unasked.share={share}"]
     recipe: Recipe = load(name, changes)
     tmp_path.mkdir(exist_ok=True)
     return _Trainer(

@@ -25,7 +25,7 @@ def test_what_lies_in_the_span_is_at_no_distance(rng: np.random.Generator) -> No
     plane = rng.normal(size=(40, 2)).astype(np.float32) @ basis[:2] + 3 * basis[2]
     mean, axes = principal(plane)
     assert axes.shape == (8, 2) and axes.T @ axes == pytest.approx(np.eye(2), abs=1e-5)
-    known = drift.Known(trained=plane, held_out=plane + 2 * basis[3], images=frozenset())
+    known = drift.Known(trained=plane, held_out=plane + 2 * basis[3], images=frozenset(), answers=0)
     found = drift._far(known, np.concatenate([plane[:3], plane[:3] - 5 * basis[4]]))[drift.SPAN]
     assert found.queries == pytest.approx([0, 0, 0, 5, 5, 5], abs=1e-4)
     assert found.held_out == pytest.approx(np.full(40, 2.0), abs=1e-4) and found.limit == pytest.approx(2, abs=1e-4)
@@ -43,7 +43,7 @@ def test_few_and_many_vectors_have_the_same_principal_directions(count: int, rng
 
 def test_the_nearest_is_by_cosine() -> None:
     trained = unit(np.array([[1, 0], [0, 1]], np.float32))
-    known = drift.Known(trained=trained, held_out=trained, images=frozenset())
+    known = drift.Known(trained=trained, held_out=trained, images=frozenset(), answers=0)
     queries = unit(np.array([[1, 0], [1, 1], [-1, 0]], np.float32))
     found = drift._far(known, queries)[drift.NEAREST]
     assert found.queries == pytest.approx([0, 1 - 2**-0.5, 1], abs=1e-6) and found.held_out == pytest.approx([0, 0])
@@ -257,6 +257,17 @@ def test_noise_is_unlike_and_the_same_kind_is_not(work: Path, monkeypatch: pytes
 def test_images_it_was_trained_on_do_not_count(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = told(work, monkeypatch, "imgs")
     assert found["seen"] == found["trained"] and found["queries"] == found["held_out"]
+
+
+@pytest.mark.slow
+def test_nor_do_images_it_was_trained_on_without_an_answer(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = told(work, monkeypatch, "same")
+    hashes = [bytes.fromhex(images.digest(path)) for path in sorted((work / "same").glob("*.jpg"))[:5]]
+    monkeypatch.setattr(RunDir, "trained_unasked", property(lambda _: work / "others.npy"))
+    np.save(work / "others.npy", np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
+    after = told(work, monkeypatch, "same")
+    assert (after["seen"], after["queries"]) == (5, int(str(before["queries"])) - 5) and before["seen"] == 0
+    assert after["trained"] == before["trained"]
 
 
 @pytest.mark.slow

@@ -1,17 +1,23 @@
 """What the untrained student makes of larger views: the same views, the same network, once a run."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import drawn, photo_folder
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from distilltool import images, reference
 from distilltool import recipe as recipes
-from distilltool import reference
 from distilltool.augment import coloured, make_batch, numbered, seen, shrink
 from distilltool.deploy import open_rgb
+from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.images import Photo, digest
 from distilltool.preprocess import Preprocess
@@ -20,7 +26,7 @@ from distilltool.recipe import Augment
 from distilltool.rundir import RunDir
 from distilltool.student import Student, to_pixels
 from distilltool.students import Start, build
-from distilltool.train import Unanswered
+from distilltool.train import Data, Unanswered
 
 HOW = Preprocess(size=(64, 64), layout="NHWC", dtype="uint8")
 
@@ -88,12 +94,37 @@ def test_fewer_views_are_made_where_time_is_short(tmp_path: Path) -> None:
     assert known.shape[1] == 1
 
 
+def known(pixels: NDArray[np.uint8], held: NDArray[np.uint8]) -> Data:
+    """What is known of images that were asked about: at 40 px for training, at 32 px held out."""
+    vectors = unit(np.random.default_rng(0).normal(size=(len(pixels) + len(held), 3)).astype(np.float32))
+    at = len(pixels)
+    return Data(
+        pixels=pixels,
+        targets=vectors[:at],
+        held_pixels=held,
+        held_targets=vectors[at:],
+        names=("",) * at,
+    )
+
+
+ASKED = known(
+    np.stack([np.asarray(drawn(1000 + number, (40, 40))) for number in range(100)]),
+    np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8),  # noise, like none of what is drawn
+)
+
+
 def looked_at(
-    run: RunDir, found: list[Photo], *, centred: bool = True, seconds: float | None = None
+    run: RunDir,
+    found: list[Photo],
+    *,
+    data: Data = ASKED,
+    centred: bool = True,
+    seconds: float | None = None,
+    changes: Sequence[str] = (),
 ) -> Unanswered | None:
     """What `reference.unasked` makes of images, kept for training at 40 px and looked at at 64."""
-    recipe = recipes.load("best", ["unasked.most=1000"])
-    return reference.unasked(run, a_student(), found, HOW.at((40, 40)), HOW, recipe, centred, seconds, Silent())
+    recipe = recipes.load("best", ["unasked.most=1000", "schedule.batch=16", *changes])
+    return reference.unasked(run, a_student(), found, data, HOW, recipe, centred, seconds, Silent())
 
 
 def test_images_nobody_was_asked_about_are_known_by_the_network_itself(tmp_path: Path) -> None:
@@ -103,6 +134,8 @@ def test_images_nobody_was_asked_about_are_known_by_the_network_itself(tmp_path:
     made = looked_at(run, found)
     assert made is not None and made.pixels.shape == (69, 40, 40, 3) and len(set(made.names)) == 69
     assert str(found[3].path) not in made.names and list(made.names) != sorted(made.names)
+    assert made.hashes == tuple(next(one.sha256 for one in found if str(one.path) == name) for name in made.names)
+    assert made.share == pytest.approx(69 / (69 + 104)), "no more than they are of all"
     student, rows = a_student(), [Path(name) for name in made.names]
     with torch.inference_mode():
         features = student.features(to_pixels(np.stack([HOW.prepare(open_rgb(path)) for path in rows]))).numpy()
@@ -112,19 +145,64 @@ def test_images_nobody_was_asked_about_are_known_by_the_network_itself(tmp_path:
     stamp = run.unasked.stat().st_mtime_ns
     again = looked_at(run, [])
     assert again is not None and (again.vectors == made.vectors).all() and run.unasked.stat().st_mtime_ns == stamp
+    assert again.share == made.share, "whatever the folder holds by now"
     plain = looked_at(run, [], centred=False)
     torch.testing.assert_close(
         torch.from_numpy(plain.vectors if plain else made.vectors), torch.from_numpy(features), atol=1e-4, rtol=0
     )
 
 
+def test_the_share_is_the_recipes_or_what_the_images_that_are_used_are_of_all(tmp_path: Path) -> None:
+    found = photos(tmp_path / "imgs", 150)
+    for name, changes, share in (
+        ("a", ["unasked.share=0.2"], 0.2),
+        ("b", [], 0.5),
+        ("c", ["unasked.most=80"], 80 / 184),
+    ):
+        made = looked_at(RunDir(tmp_path / name), found, changes=changes)
+        assert made is not None and made.share == pytest.approx(share)
+
+
 def test_few_images_nobody_was_asked_about_teach_nothing(tmp_path: Path) -> None:
-    assert looked_at(RunDir(tmp_path / "run"), photos(tmp_path / "imgs", 63)) is None
+    """Fewer than a list of a step has would stand in it twice."""
+    found = photos(tmp_path / "imgs", 70)
+    assert looked_at(RunDir(tmp_path / "few"), found[:63]) is None
+    assert looked_at(RunDir(tmp_path / "step"), found, changes=["schedule.batch=32"]) is None
+    recipe = recipes.load("best", [])
+    assert [reference.least(recipe, count) for count in (40, 130, 1000)] == [64, 128, 192]
 
 
-def test_fewer_images_are_looked_at_where_time_is_short(tmp_path: Path) -> None:
-    made = looked_at(RunDir(tmp_path / "run"), photos(tmp_path / "imgs", 66), seconds=0.01)
-    assert made is not None and len(made.names) == 64
+def test_fewer_images_are_looked_at_where_time_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding counts: slow files end it, with what is there by then."""
+    found = photos(tmp_path / "imgs", 200)
+    prepare = images.prepare_each
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.05)
+        return prepare(*given)
+
+    monkeypatch.setattr(images, "prepare_each", slow)
+    monkeypatch.setattr(images, "workers", lambda: 2)
+    began = time.perf_counter()
+    made = looked_at(RunDir(tmp_path / "run"), found, seconds=15.0)
+    assert made is not None and 64 <= len(made.names) < 195 and time.perf_counter() - began < 5
+    assert looked_at(RunDir(tmp_path / "none"), found, seconds=0.001) is None
+
+
+def test_what_is_nearer_to_a_held_out_image_is_left_out(tmp_path: Path) -> None:
+    """So that held-out images stay unlike what is trained on."""
+    found = photos(tmp_path / "imgs", 150)
+    held = np.stack([HOW.at((32, 32)).prepare(open_rgb(one.path)) for one in found[:10]])
+    made = looked_at(RunDir(tmp_path / "run"), found, data=known(ASKED.pixels, held))
+    assert made is not None and not {str(one.path) for one in found[:10]} & set(made.names)
+    assert 64 <= len(made.names) <= 140
+
+
+def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = photos(tmp_path / "imgs", 70)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DistillError, match=r"need 0\.0 GB"):
+        looked_at(RunDir(tmp_path / "run"), found)
 
 
 def test_an_image_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +40,7 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe, Space
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
-from distilltool.rundir import RunDir, read_json, write_array, write_bytes, write_json
+from distilltool.rundir import RunDir, check_room, read_json, write_array, write_bytes, write_json
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.tracking import RunLog
@@ -141,7 +140,7 @@ def distill(
     began = time.perf_counter()
     torch.set_num_threads(workers())
     write_json(run.environment, environment())
-    recipe = _with_share(recipe, answered)
+    recipe = _with_share(recipe, answered, run, progress)
     if backbone is not None:
         _say_start(backbone.start, recipe.student.spec, start.fetch, progress)
     held = _split(run, answered, recipe)
@@ -161,14 +160,14 @@ def distill(
             )
         _say_start(backbone.start, choice.spec, start.fetch, progress)
     backbone = choice.of(backbone)
-    if seconds is not None and time.perf_counter() - began > seconds / 2:
-        progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
     if choice.mapped or recipe.space == "teacher":
         data = replace(data, aim=aim.fit(torch.from_numpy(data.targets), (choice.level,))[choice.level])
     data = _with_reference(data, backbone, answered, held, teacher.preprocess, choice, recipe, run, seconds, progress)
     data = _with_unasked(data, backbone, answered, teacher.preprocess, choice, recipe, run, seconds, progress)
+    if seconds is not None and time.perf_counter() - began > seconds / 2:
+        progress.warn("more than half of the time budget went into getting ready: give it longer with --time-budget")
     mapped_last = objective.mapped_last(recipe)
     trained_by = replace(recipe, space="own") if mapped_last else recipe
     student = _make_student(backbone, trained_by, choice, data, run, progress)
@@ -304,13 +303,7 @@ def _cache(path: Path, photos: Sequence[Photo], preprocess: Preprocess, progress
         kept: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.shape == shape:
             return kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(path.parent).free, int(np.prod(shape))
-    if needed > free:
-        raise DistillError(
-            f"the decoded images need {needed / 1e9:.1f} GB, {path.parent} has {free / 1e9:.1f} GB free",
-            "make room, or choose another disk with --out",
-        )
+    check_room(path, int(np.prod(shape)))
 
     def write(fresh: Path) -> None:
         mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, shape)
@@ -360,12 +353,18 @@ def _with_reference(
     return replace(data, reference=made, centred=choice.centre)
 
 
-def _with_share(recipe: Recipe, answered: Answered) -> Recipe:
-    """The recipe with a share for images that nobody was asked about: no more than they are of all, none where there
-    are hardly any."""
-    there = len(answered.unasked)
-    share = min(recipe.unasked.share, there / (there + len(answered.photos))) if there >= reference.LEAST else 0.0
-    return replace(recipe, unasked=replace(recipe.unasked, share=share))
+def _with_share(recipe: Recipe, answered: Answered, run: RunDir, progress: Progress) -> Recipe:
+    """The recipe, without a share for images that nobody was asked about where they cannot teach; a run that goes on
+    keeps to what it began with."""
+    there, needy = len(answered.unasked), objective.needs_answers(recipe)
+    known = run.unasked_list.exists()
+    if known and recipe.unasked.share and not needy:
+        return recipe
+    if there and recipe.unasked.share and not run.checkpoint.exists():
+        if not needy and there >= reference.LEAST:
+            return recipe
+        _say_unused(there, f"the loss {needy} needs the teacher's answer" if needy else "they are too few", progress)
+    return replace(recipe, unasked=replace(recipe.unasked, share=0.0))
 
 
 def _with_unasked(
@@ -381,25 +380,29 @@ def _with_unasked(
 ) -> Data:
     """The data, and images that nobody was asked about, where what the untrained student makes of larger ones ranks
     better."""
-    if not (choice.reference and recipe.unasked.share):
+    if not recipe.unasked.share:
         return data
-    height, width = data.pixels.shape[1:3]
-    larger = seen_by.at(imported.scaled(seen_by.size, choice.reference), choice.keep)
-    found = reference.unasked(
-        run,
-        _untrained(backbone),
-        answered.unasked,
-        seen_by.at((height, width)),
-        larger,
-        recipe,
-        choice.centre,
-        seconds,
-        progress,
-    )
-    if found is not None:
+    if not choice.reference:
+        why = "its own network ranks these no better on larger images"
+        if backbone.start == "scratch":
+            why = "the student starts from nothing"
+        elif backbone.whole:
+            why = "the student is the teacher, and would ask itself"
+        _say_unused(len(answered.unasked), why, progress)
+        return data
+    larger = seen_by.at(imported.scaled(seen_by.size, choice.reference))
+    student, there = _untrained(backbone), answered.unasked
+    found = reference.unasked(run, student, there, data, larger, recipe, choice.centre, seconds, progress)
+    if found is None:
+        _say_unused(len(there), "too few are unlike the held-out ones, or could be read in time", progress)
+    else:
         by = f"by what the untrained student makes of them at {choice.reference} px"
         progress.note(f"{len(found.names):,} images nobody was asked about teach too, {by}")
     return replace(data, unasked=found)
+
+
+def _say_unused(count: int, why: str, progress: Progress) -> None:
+    progress.note(f"{count:,} images nobody was asked about do not teach: {why}")
 
 
 def _untrained(backbone: Backbone) -> Student:
@@ -643,7 +646,11 @@ def _keep_vectors(
 
     Images are prepared from their files, as `eval` prepares them: what training has cached is of another size.
     """
-    write_array(run.trained, np.frombuffer(b"".join(photo.sha256 for photo in trained), np.uint8).reshape(-1, 32))
+    for path, hashes in (
+        (run.trained, [photo.sha256 for photo in trained]),
+        (run.trained_unasked, data.unasked.hashes if data.unasked is not None else ()),
+    ):
+        write_array(path, np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32))
     chosen = np.sort(np.random.default_rng((seed, 7)).permutation(len(trained))[:SEEN]).tolist()
     ready = images.ahead([trained[row].path for row in chosen], lambda path: images.prepare(path, how))
     parts = [np.zeros((0, student.dim), np.float32)]
