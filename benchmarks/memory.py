@@ -68,6 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--input", type=int, default=128)
     parser.add_argument("--preprocess", nargs="+", default=["tf"])
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
+    parser.add_argument("--budget", type=int, help="of queries; the default asks about all")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -81,12 +82,17 @@ def main() -> None:
         crops(photos, folder, count)
         command = [sys.executable, "-m", "distilltool", "distill", str(args.teacher), str(folder)]
         command += ["--student", args.student, "--input", str(args.input), "--set", "schedule.epochs=1", "--restart"]
-        command += ["--store", str(args.work / "memory.sqlite"), "--out", str(args.work / f"run-{count}")]
+        store = "memory.sqlite" if args.budget is None else f"memory-{args.budget}.sqlite"
+        command += ["--store", str(args.work / store), "--out", str(args.work / f"run-{count}")]
+        command += [] if args.budget is None else ["--budget", str(args.budget)]
         command += [word for one in args.preprocess for word in ("--preprocess", one)]
         found = {name: round(value, 3) for name, value in peak(command).items()}
         print(f"{count} images: {found['peak']:.2f} GB, {found['own']:.2f} GB without mapped files", flush=True)
-        rows.append({"images": count, **found})
+        rows.append({"images": count, "budget": args.budget, **found})
     if args.json:
+        before = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
+        again = {(row["images"], row["budget"]) for row in rows}
+        rows = [*(row for row in before if (row["images"], row["budget"]) not in again), *rows]
         args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 
 
