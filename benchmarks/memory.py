@@ -88,12 +88,12 @@ def main() -> None:
         command += [word for one in args.preprocess for word in ("--preprocess", one)]
         found = {name: round(value, 3) for name, value in peak(command).items()}
         print(f"{count} images: {found['peak']:.2f} GB, {found['own']:.2f} GB without mapped files", flush=True)
-        rows.append({"images": count, "budget": args.budget, **found})
+        rows.append({"images": count, "budget": args.budget, **found, "environment": environment()})
     if args.json:
         before = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
         again = {(row["images"], row["budget"]) for row in rows}
         rows = [*(row for row in before if (row["images"], row["budget"]) not in again), *rows]
-        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
