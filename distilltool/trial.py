@@ -285,7 +285,7 @@ class Trial:
             if score.beats(best):
                 best, side = score, larger
         if side:
-            self.progress.note(f"on larger images, of {side} px, it keeps {100 * best.mean:.0f} % of the top-10 itself")
+            self.progress.note(f"untrained on larger images, of {side} px: {100 * best.mean:.0f} %")
         return replace(choice, reference=side)
 
     def _seen_at(self, backbone: Backbone, choice: Choice, side: int) -> Score:
