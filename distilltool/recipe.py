@@ -70,9 +70,11 @@ class Unasked:
     """Images that nobody was asked about. What the student's own network, before training, makes of each at a larger
     size stands in for an answer, where it ranks better there: it costs no query. share: of the steps that are about
     them, no more than they are of all images, and only where the student starts from pretrained weights and is not the
-    whole teacher; most: images, drawn by the seed."""
+    whole teacher; after: passes over the images that were asked about, before which there are none; most: images, drawn
+    by the seed."""
 
     share: float = 0.0
+    after: float = 10.0
     most: int = 4000
 
 
@@ -156,6 +158,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reference.views": (1, 1000),
     "reference.input": (0, 2048),
     "unasked.share": (0, 0.9),
+    "unasked.after": (0, 10**6),
     "unasked.most": (1, 10**6),
     "augment.crop": (0.05, 1),
     "augment.jitter": (0, 1),

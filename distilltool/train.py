@@ -185,7 +185,6 @@ class _Trainer:
             mean = torch.from_numpy(np.asarray(data.reference[:, 0], np.float32).mean(axis=0))
             self.reference_centre = mean if data.centred else torch.zeros_like(mean)
         self.loss = sum_of_losses(recipe, self.targets, data.aim.to(self.device) if data.aim is not None else None)
-        self.unasked_share = data.unasked.share if data.unasked is not None else 0.0
         if data.unasked is not None:
             self.unasked = torch.from_numpy(data.unasked.vectors).to(self.device)
         self.bank: Bank | None = None
@@ -372,13 +371,20 @@ class _Trainer:
         """A batch of a step, of images that were asked about or of the others; each kind in an order of its own."""
         recipe, data = self.recipe, self.data
         step, part = divmod(number, self.parts)
-        before, after = (int(at * self.unasked_share + 1e-9) for at in (step, step + 1))
+        before, after = (self._unasked_before(at) for at in (step, step + 1))
         how = (data.size, self.batch, recipe.augment, recipe.seed, data.keep)
         if after > before:
             assert data.unasked is not None
             return make_batch(before * self.parts + part, data.unasked.pixels, *how, asked=False)
         views = 0 if data.reference is None else data.reference.shape[1]
         return make_batch((step - before) * self.parts + part, data.pixels, *how, views=views)
+
+    def _unasked_before(self, step: int) -> int:
+        """Steps about images that nobody was asked about, of those before this one."""
+        if self.data.unasked is None:
+            return 0
+        first = math.ceil(self.recipe.unasked.after * len(self.data.pixels) / (self.batch * self.parts))
+        return int(max(0, step - first) * self.data.unasked.share + 1e-9)
 
     def _steps_that_fit(self, step_seconds: float) -> int:
         """Steps for the time that is left, evaluations included."""

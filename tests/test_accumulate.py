@@ -44,6 +44,7 @@ def trainer(
     finetune: bool = True,
     unasked: int = 0,
     share: float = 0.0,
+    after: float = 0.0,
 ) -> _Trainer:
     """A trainer of a student by a recipe. unasked: images that nobody was asked about."""
     torch.manual_seed(0)
@@ -62,7 +63,12 @@ def trainer(
                 pixels=others, vectors=vectors, names=("other",) * unasked, hashes=(b"",) * unasked, share=share
             ),
         )
-    changes = [f"schedule.batch={batch}", f"schedule.batches_finetune={parts}", "optimiser.clip=1e6"]
+    changes = [
+        f"schedule.batch={batch}",
+        f"schedule.batches_finetune={parts}",
+        "optimiser.clip=1e6",
+        f"unasked.after={after}",
+    ]
     recipe: Recipe = load(name, changes)
     tmp_path.mkdir(exist_ok=True)
     return _Trainer(
@@ -120,6 +126,14 @@ def test_some_steps_are_about_images_nobody_was_asked_about(tmp_path: Path) -> N
     some.state.step = 4
     again = next(some._batches())
     assert not again.asked and (again.rows == found[8].rows).all() and (again.pixels == found[8].pixels).all()
+
+
+def test_first_come_some_passes_over_the_images_that_were_asked_about(tmp_path: Path) -> None:
+    one = trainer(tmp_path, 8, 1, unasked=10, share=0.5, after=2.5)
+    passes = -(-5 * COUNT // 16)
+    batches = one._batches()
+    found = [next(batches).asked for _ in range(passes + 6)]
+    assert found == [True] * passes + [True, False] * 3
 
 
 @pytest.mark.parametrize("name", ["kl", "drd", "rkd"])
