@@ -113,7 +113,8 @@ class Parts:
 class Outcome:
     """How training ended. kept_step: of the weights kept; start_share: of the start's weights in it; fidelity: of
     what is in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
-    nearest with the teacher's among images trained on, before training and where it ended; stopped: why there."""
+    nearest with the teacher's among images trained on, before training and where it ended; unasked: steps about images
+    that nobody was asked about; stopped: why there."""
 
     state: State
     kept_step: int
@@ -124,6 +125,7 @@ class Outcome:
     stopped: str
     nested: dict[int, Fidelity]
     seen: tuple[float, float]
+    unasked: int
 
 
 def train(
@@ -453,6 +455,7 @@ class _Trainer:
             fidelity=every[max(every)],
             nested=every if self.recipe.student.dims else {},
             seen=(first["seen"], learned),
+            unasked=self._unasked_before(self.state.step),
             undistilled=undistilled,
             k=self.k,
             stopped=stopped,

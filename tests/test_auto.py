@@ -239,7 +239,8 @@ def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeyp
     photo_folder(work / "many", 220)
     (work / "many" / "torn.jpg").write_bytes((work / "many" / "photo0000.jpg").read_bytes()[:900])
     flags = [*FLAGS, "--student", "onnx:other.onnx,preprocess=unit", "--input", "64", "--budget", "50"]
-    flags += ["--set", "reference.input=112", "--set", "schedule.epochs=8", "--store", "few.sqlite"]
+    flags += ["--set", "reference.input=112", "--set", "schedule.epochs=8", "--set", "unasked.after=2"]
+    flags += ["--store", "few.sqlite"]
     words = ["distilltool", "distill", "teacher.onnx", "many", *flags, "--json", "--out"]
     code, out, err = run(work, *words[1:], "few")
     assert code == 0, err
@@ -258,12 +259,16 @@ def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeyp
     assert not (work / "few" / "cache").exists()
 
 
+SMALL_OTHER = ("--student", "onnx:other.onnx,preprocess=unit", "--set", "reference.input=112")
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
         (("--recipe", "csd", "--set", "unasked.share=0.5"), "the loss csd needs the teacher's answer"),
         (("--student", "teacher", "--set", "reference.input=128"), "the student is the teacher, and would ask itself"),
         (("--student", "timm:test_efficientnet"), "the student starts from nothing"),
+        (SMALL_OTHER, "there is time for 2 passes over the others, and they come after 10"),
         (("--budget", "78"), "they are too few"),
     ],
 )

@@ -39,6 +39,7 @@ def ended(
         stopped="all steps are done",
         nested={},
         seen=seen,
+        unasked=0,
     )
 
 

@@ -59,6 +59,7 @@ POOR = 0.7  # overlap below which advice is given
 TOLD = 0.03  # of overlap learned on images trained on, below which training has hardly begun
 SEEN = 1000  # images trained on whose vectors are kept
 TIMED = 32  # images by which it is told how long that will take
+TRAINED = 10  # times as long as looking at an image takes a step of training on it, roughly
 MOST_KEEPING = 0.1  # of the time budget that is set aside for it
 CALIBRATED = 128  # images trained on that ranges of 8 bits can be taken from
 CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics are taken
@@ -195,6 +196,8 @@ def distill(
         )
         if untrained is not None:
             outcome = _mapped(student, untrained, choice, data, recipe, run, outcome, progress)
+        if not outcome.unasked:
+            data = replace(data, unasked=None)  # the time was over before their turn came
         report = _report(student, backbone.start, answered, data, recipe, run, outcome)
         _keep_vectors(student, how, learned, data, recipe.seed, run, progress)
         _finish(student, teacher, recipe, choice, run, report, answered, held, isolate, backbone.architecture)
@@ -392,6 +395,12 @@ def _with_unasked(
         return data
     larger = seen_by.at(imported.scaled(seen_by.size, choice.reference))
     student, there = _untrained(backbone), answered.unasked
+    if not run.unasked_list.exists():
+        passes = recipe.schedule.epochs if seconds is None else _passes_that_fit(student, data, seconds)
+        if passes <= recipe.unasked.after:
+            why = f"there is time for {passes:.0f} passes over the others, and they come after {recipe.unasked.after:g}"
+            _say_unused(len(there), why, progress)
+            return data
     found = reference.unasked(run, student, there, data, larger, recipe, choice.centre, seconds, progress)
     if found is None:
         _say_unused(len(there), "too few are unlike the held-out ones, or could be read in time", progress)
@@ -399,6 +408,16 @@ def _with_unasked(
         by = f"by what the untrained student makes of them at {choice.reference} px"
         progress.note(f"{len(found.names):,} images nobody was asked about teach too, {by}")
     return replace(data, unasked=found)
+
+
+def _passes_that_fit(student: Student, data: Data, seconds: float) -> float:
+    """About how often training goes through its images in a time budget, by how long it takes to look at some."""
+    some = data.held_pixels[:TIMED]
+    embed(student, some)
+    began = time.perf_counter()
+    embed(student, some)
+    each = TRAINED * (time.perf_counter() - began) / len(some)
+    return seconds / (each * len(data.pixels))
 
 
 def _say_unused(count: int, why: str, progress: Progress) -> None:
