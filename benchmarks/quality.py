@@ -8,7 +8,8 @@ Every cell is one student: N images drawn by the seed, asked about once (answers
 cells share), a recipe, and as many steps of 64 images as all others. It is judged on classes that nobody saw in
 training. `untrained` is the network with the crop and the centring that the tool chooses; `plain` its pooled features
 as anybody has them; `pca-D` are the teacher's own vectors, cut to D numbers by principal components of the N answers.
-`best-others` has all photographs in its folder, of which N are asked about; all other arms have these N alone.
+`best-others` has all photographs in its folder, of which N are asked about and up to half of the steps are
+about the others; all other arms have these N alone.
 Cells are added to the JSON file one by one; what is in it is not computed again.
 """
 
@@ -48,7 +49,7 @@ TEACHER = "--space teacher"
 OTHERS = "--others"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
-    "best-others": ("best", OTHERS),
+    "best-others": ("best", OTHERS, "unasked.share=0.5"),
     "best-kl": ("best", "loss.sne.name=kl"),
     "best-without-taps": ("best", "student.taps=false"),
     "best-short-lists": ("best", "schedule.batches_finetune=1"),

@@ -239,7 +239,16 @@ def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeyp
     photo_folder(work / "many", 220)
     (work / "many" / "torn.jpg").write_bytes((work / "many" / "photo0000.jpg").read_bytes()[:900])
     flags = [*FLAGS, "--student", "onnx:other.onnx,preprocess=unit", "--input", "64", "--budget", "50"]
-    flags += ["--set", "reference.input=112", "--set", "schedule.epochs=8", "--set", "unasked.after=2"]
+    flags += [
+        "--set",
+        "reference.input=112",
+        "--set",
+        "schedule.epochs=8",
+        "--set",
+        "unasked.share=0.5",
+        "--set",
+        "unasked.after=2",
+    ]
     flags += ["--store", "few.sqlite"]
     words = ["distilltool", "distill", "teacher.onnx", "many", *flags, "--json", "--out"]
     code, out, err = run(work, *words[1:], "few")
@@ -265,7 +274,7 @@ SMALL_OTHER = ("--student", "onnx:other.onnx,preprocess=unit", "--set", "referen
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (("--recipe", "csd", "--set", "unasked.share=0.5"), "the loss csd needs the teacher's answer"),
+        (("--recipe", "csd"), "the loss csd needs the teacher's answer"),
         (("--student", "teacher", "--set", "reference.input=128"), "the student is the teacher, and would ask itself"),
         (("--student", "timm:test_efficientnet"), "the student starts from nothing"),
         (SMALL_OTHER, "there is time for 2 passes over the others, and they come after 10"),
@@ -277,7 +286,8 @@ def test_images_nobody_was_asked_about_that_do_not_teach_are_told(
 ) -> None:
     monkeypatch.chdir(work)
     photo_folder(work / "others", 140)
-    words = [*FLAGS, "--store", "told.sqlite", "--budget", "40", "--student", "teacher", "--input", "64", *flags]
+    words = [*FLAGS, "--store", "told.sqlite", "--budget", "40", "--student", "teacher", "--input", "64"]
+    words += ["--set", "unasked.share=0.5", *flags]
     code, out, err = run(work, "distill", "teacher.onnx", "others", *words, "--json", "--restart", "--out", "told")
     assert code == 0 and json.loads(out)["images"]["unasked"] == 0, err
     assert f"images nobody was asked about do not teach: {why}" in " ".join(err.split())

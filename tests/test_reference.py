@@ -123,7 +123,7 @@ def looked_at(
     changes: Sequence[str] = (),
 ) -> Unanswered | None:
     """What `reference.unasked` makes of images, kept for training at 40 px and looked at at 64."""
-    recipe = recipes.load("best", ["unasked.most=1000", "schedule.batch=16", *changes])
+    recipe = recipes.load("best", ["unasked.share=0.5", "unasked.most=1000", "schedule.batch=16", *changes])
     return reference.unasked(run, a_student(), found, data, HOW, recipe, centred, seconds, Silent())
 
 
