@@ -68,7 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--input", type=int, default=128)
     parser.add_argument("--preprocess", nargs="+", default=["tf"])
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000])
-    parser.add_argument("--budget", type=int, help="of queries; the default asks about all")
+    parser.add_argument("--budget", type=int, help="of queries; the others teach unasked. The default asks about all")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -84,7 +84,8 @@ def main() -> None:
         command += ["--student", args.student, "--input", str(args.input), "--set", "schedule.epochs=1", "--restart"]
         store = "memory.sqlite" if args.budget is None else f"memory-{args.budget}.sqlite"
         command += ["--store", str(args.work / store), "--out", str(args.work / f"run-{count}")]
-        command += [] if args.budget is None else ["--budget", str(args.budget)]
+        if args.budget is not None:
+            command += ["--budget", str(args.budget), "--set", "unasked.share=0.5", "--set", "unasked.after=0"]
         command += [word for one in args.preprocess for word in ("--preprocess", one)]
         found = {name: round(value, 3) for name, value in peak(command).items()}
         print(f"{count} images: {found['peak']:.2f} GB, {found['own']:.2f} GB without mapped files", flush=True)
