@@ -119,6 +119,17 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Soup:
+    """A pretrained student that is trained for long forgets what its start knew of unlike images. So it begins again
+    from its start, and the weights of all such runs are averaged (`distilltool.soup`). The first goes on, to twice its
+    steps each time, as long as held-out images gain beyond doubt; the others are as long as it last did. steps: of the
+    shortest run, 0 for a single run through all; passes: over the images, of the shortest run at least."""
+
+    steps: int = 0
+    passes: float = 2.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """All choices of one distillation. space: the student's vectors live in a space of their own, or can be
     compared with the teacher's. anchor: weight of 1 − cosine between the teacher's vectors and a linear map of the
@@ -136,6 +147,7 @@ class Recipe:
     augment: Augment = Augment()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    soup: Soup = Soup()
     anchor: float = 0.0
     anchor_finetune: float = 0.0
     validation: float = 0.1
@@ -173,6 +185,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.warmup": (0, 0.9),
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),
+    "soup.steps": (0, 10**6),
+    "soup.passes": (0, 10**6),
     "anchor": (0, 1000),
     "anchor_finetune": (0, 1000),
     "validation": (0.02, 0.5),

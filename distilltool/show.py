@@ -275,11 +275,13 @@ class Show:
             f"{student.input[0]}×{student.input[1]} px → {student.dim} numbers, from {_safe(student.start)}",
         )
         table.add_row("asked", f"{found.queries['new']:,} now, {found.queries['spent']:,} ever")
+        runs = f" in {found.soup} runs, averaged" if found.soup > 1 else ""
         more = found.images["unasked"]
         others = f" and {more:,} nobody asked about" if more else ""
         table.add_row(
             "trained on",
-            f"{found.images['train']:,} images{others}, {counted(found.steps, 'step')}, {_duration(found.seconds)}",
+            f"{found.images['train']:,} images{others}, {counted(found.steps, 'step')}{runs}, "
+            f"{_duration(found.seconds)}",
         )
         name = f"overlap@{found.k}"
         table.add_row(

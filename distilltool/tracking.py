@@ -183,7 +183,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     found |= {
         f"final/first_{dim}/overlap@10": one["overlap@10"]["value"] for dim, one in report.get("nested", {}).items()
     }
-    found |= {f"final/{name}": report[name] for name in ("steps", "best_step", "start_share", "seconds")}
+    found |= {f"final/{name}": report[name] for name in ("steps", "best_step", "start_share", "soup", "seconds")}
     found["final/parameters"] = report["student"]["params"]
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 

@@ -1,10 +1,11 @@
 """The training loop: mixing, losses, schedule, checkpoints, and held-out fidelity that decides."""
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from distilltool.augment import Batch, Shown, embed_plain, make_batch, together
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
+from distilltool.losses.sne import divergences
 from distilltool.metrics import Task
 from distilltool.mixing import Bank, mix
 from distilltool.objective import sum_of_losses
@@ -30,10 +32,10 @@ from distilltool.progress import Progress
 from distilltool.recipe import Recipe
 from distilltool.report import Fidelity
 from distilltool.rundir import RunDir, read_json, write_bytes, write_json
+from distilltool.soup import Soup
 from distilltool.student import Student, cut, embed
 from distilltool.tracking import RunLog
 
-Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # overlap of the nearest, rank correlation, each (V,)
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
@@ -42,7 +44,32 @@ SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 CERTAIN = 2  # standard errors by which something else than the usual must be better
+AHEAD = 4  # times the steps after which it is decided, for which the first run's learning rate is set
 USUAL = 0.5  # the share that is taken where held-out images do not tell
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """How held-out images are ranked, image by image, (V,) each. overlap: of the nearest with the teacher's; spearman:
+    rank correlation with its similarities; divergence: of the student's distribution over the others from the
+    teacher's (`distilltool.losses.sne`), the less the better. Overlap is what is reported; the divergence sees every
+    similarity and tells smaller differences."""
+
+    overlap: NDArray[np.float64]
+    spearman: NDArray[np.float64]
+    divergence: NDArray[np.float64]
+
+    def nearer(self, other: "Scores") -> bool:
+        """Whether it is nearer to the teacher's distributions than another beyond doubt."""
+        return metrics.ahead(other.divergence, self.divergence, CERTAIN)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each by its name, as the log has it."""
+        return {name: round(float(values.mean()), 5) for name, values in self.lists().items()}
+
+    def lists(self) -> dict[str, NDArray[np.float64]]:
+        """Each by its name."""
+        return {"overlap": self.overlap, "spearman": self.spearman, "divergence": self.divergence}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +113,9 @@ class Data:
 @dataclass(kw_only=True, slots=True)
 class State:
     """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now; look: the
-    step after which fidelity is looked at next."""
+    step after which fidelity is looked at next; begun: the step at which the weights were those of the start; runs:
+    from it that are done, averaged by now; lap: steps of each further one, 0 while the first finds it out; lookout: the
+    step at which that is asked; marked: the divergence of held-out images when it was asked last."""
 
     step: int = 0
     total: int = 0
@@ -97,6 +126,11 @@ class State:
     seconds: float = 0.0
     evaluation_seconds: float = 1.0
     look: int = 0
+    begun: int = 0
+    runs: int = 0
+    lap: int = 0
+    lookout: int = 0
+    marked: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +148,7 @@ class Outcome:
     """How training ended. kept_step: of the weights kept; start_share: of the start's weights in it; fidelity: of
     what is in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
     nearest with the teacher's among images trained on, before training and where it ended; unasked: steps about images
-    that nobody was asked about; stopped: why there."""
+    that nobody was asked about; runs: from the start, whose weights are averaged; stopped: why there."""
 
     state: State
     kept_step: int
@@ -126,6 +160,7 @@ class Outcome:
     nested: dict[int, Fidelity]
     seen: tuple[float, float]
     unasked: int
+    runs: int
 
 
 def train(
@@ -196,8 +231,17 @@ class _Trainer:
         self.batch, self.parts = batching(recipe, len(data.pixels), finetune)
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
-        self.state = State(total=planned if seconds is None else 1 << 30)
+        self.shortest = self._shortest()
+        self.soup = Soup(_weights(student)) if self.shortest else None
+        self.state = State(total=planned if seconds is None else 1 << 30, lookout=self.shortest)
         self.k = metrics.reach(len(data.held_pixels))
+
+    def _shortest(self) -> int:
+        """Steps after which a pretrained student begins again from its start at the earliest; 0 for a single run."""
+        soup = self.recipe.soup
+        if not (self.finetune and soup.steps):
+            return 0
+        return max(soup.steps, math.ceil(soup.passes * len(self.data.pixels) / (self.batch * self.parts)))
 
     def run(self) -> Outcome:
         if self.rundir.checkpoint.exists():
@@ -207,7 +251,7 @@ class _Trainer:
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self.log.begin(-1)
-            self._evaluate(self.student)
+            self.state.marked = self._evaluate(self.student).divergence.tolist()
             save_weights(self.rundir.start, self.student)
             if self.finetune:
                 self.scales.copy_(sizes(self.student))
@@ -239,14 +283,17 @@ class _Trainer:
             self.state.seconds = time.perf_counter() - self.clock
             out_of_time = self.seconds is not None and self.state.seconds > self.seconds
             last = self.state.step == self.state.total or out_of_time
-            looked = last or self.state.step >= self._next_look()
+            through = not last and self.state.step >= self._until()
+            looked = last or through or self.state.step >= self._next_look()
             if looked:
-                self._evaluate(cast(Student, self.average.module))
+                found = self._evaluate(self._reached())
                 self.student.train()
                 self.state.look = 0
                 if self.state.fitted and not last:  # a machine that others use too changes its pace
                     self.state.total = self._steps_that_fit(float(np.median(timed[-self.pace :])))
                     self.progress.expect(self.state.total)
+                if through and not self._goes_on(found):
+                    self._begin_again()
             if wish.wanted or looked:
                 self.log.tell()
                 self._save_checkpoint()
@@ -260,6 +307,56 @@ class _Trainer:
                 return f"no better for {self.state.stale} evaluations"
         return "all steps are done"
 
+    def _until(self) -> int:
+        """The last step of the run from the start that is under way, or the one at which it is decided."""
+        if self.soup is None:
+            return self.state.total
+        if not self.state.lap:
+            return self.state.lookout
+        left = self.state.total - self.state.begun
+        return self.state.begun + left // max(1, round(left / self.state.lap))
+
+    def _rate(self) -> float:
+        """The learning rate of the step that comes: of a run whose end is not known, as if it went on for long."""
+        begun, end = self.state.begun, self._until()
+        if self.soup is not None and not self.state.lap:
+            end = min(self.state.total, AHEAD * end)
+        return self.lr * _schedule(self.state.step - begun, end - begun, self.recipe.schedule.warmup)
+
+    def _goes_on(self, found: Scores) -> bool:
+        """Whether the first run does: as long as held-out images gain beyond doubt, to twice its steps.
+
+        Where they do not, further steps lead away from what the start knew of unlike images for nothing that is seen.
+        """
+        if self.state.lap:
+            return False
+        if metrics.ahead(np.array(self.state.marked), found.divergence, CERTAIN):
+            self.state.marked, self.state.lookout = found.divergence.tolist(), 2 * self.state.lookout
+            return True
+        self.state.lap = max(self.shortest, self.state.lookout // 2)
+        return False
+
+    def _begin_again(self) -> None:
+        """Keep what the run that is through has learned, and start another."""
+        assert self.soup is not None
+        trained = _weights(cast(Student, self.average.module))
+        self.soup.pour(trained, self.state.step - self.state.begun, self.state.begun)
+        self.student.load_state_dict(read_weights(self.rundir.start), strict=False)  # an anchor stays as it is
+        self.optimiser.state.clear()
+        self.average.n_averaged.zero_()
+        self.state.begun, self.state.runs = self.state.step, self.state.runs + 1
+
+    def _reached(self) -> Student:
+        """The student as it stands: its averaged weights, and with them those of the runs before."""
+        now = cast(Student, self.average.module)
+        if self.soup is None or not self.state.runs:
+            return now
+        souped = copy.deepcopy(now)
+        souped.load_state_dict(
+            self.soup.with_(_weights(now), self.state.step - self.state.begun, self.state.begun), strict=False
+        )
+        return souped
+
     def _next_look(self) -> int:
         """The step after which fidelity is looked at; settled when the one before has been."""
         if not self.state.look:
@@ -269,7 +366,7 @@ class _Trainer:
 
     def _step(self, batches: Iterator[Batch]) -> None:
         began, step = time.perf_counter(), self.state.step
-        now = self.lr * _schedule(step, self.state.total, self.recipe.schedule.warmup)
+        now = self._rate()
         for group, scale in zip(self.optimiser.param_groups, self.scales.tolist(), strict=True):
             group["lr"] = now * scale
         self.optimiser.zero_grad(set_to_none=True)
@@ -415,12 +512,12 @@ class _Trainer:
         dims = self.recipe.student.dims or (vectors.shape[1],)
         return {dim: fidelity_scores(self.data.held_targets, unit(vectors[:, :dim]), self.k) for dim in dims}
 
-    def _evaluate(self, student: Student) -> None:
+    def _evaluate(self, student: Student) -> Scores:
         began = time.perf_counter()
         scores = self._scores(student)
         self.state.evaluation_seconds = time.perf_counter() - began
-        overlap, spearman = (float(one.mean()) for one in scores)
-        self.log.write({"step": self.state.step, "overlap": round(overlap, 5), "spearman": round(spearman, 5)})
+        overlap = float(scores.overlap.mean())
+        self.log.write({"step": self.state.step, **scores.means()})
         if overlap > self.state.best_score:
             self.state.best_score, self.state.best_step, self.state.stale = overlap, self.state.step, 0
             save_weights(self.rundir.best, student)
@@ -428,26 +525,30 @@ class _Trainer:
             self.state.stale += 1
         if self.state.step == 0:
             whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
-            first = {"overlap": whole[0].tolist(), "spearman": whole[1].tolist(), "seen": self._seen(student)}
-            write_json(self.rundir.undistilled, {**first, "scores": [one.tolist() for one in scores]})
+            lists = [{name: one.tolist() for name, one in each.lists().items()} for each in (whole, scores)]
+            write_json(self.rundir.undistilled, {"whole": lists[0], "scores": lists[1], "seen": self._seen(student)})
+        return scores
 
     def _seen(self, student: Student) -> float:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
         rows = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))[:SEEN]
         vectors = embed_plain(student, self.data.pixels[np.sort(rows)], self.data.size, self.data.keep)
-        overlap, _ = fidelity_scores(self.data.targets[np.sort(rows)], vectors, metrics.reach(len(rows)))
-        return float(overlap.mean())
+        found = fidelity_scores(self.data.targets[np.sort(rows)], vectors, metrics.reach(len(rows)))
+        return float(found.overlap.mean())
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
-        learned = self._seen(cast(Student, self.average.module))
+        reached = self._reached()
+        learned = self._seen(reached)
         first = read_json(self.rundir.undistilled)
-        start = (np.array(first["scores"][0]), np.array(first["scores"][1]))
-        step = self._settle(start)
+        whole, start = (
+            Scores(**{name: np.array(one) for name, one in first[kind].items()}) for kind in ("whole", "scores")
+        )
+        step = self._settle(reached, start)
         share = self._blend(step, start)
         step = step if share < 1 else 0
         every = {dim: as_fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
-        undistilled = as_fidelity((np.array(first["overlap"]), np.array(first["spearman"])))
+        undistilled = as_fidelity(whole)
         return Outcome(
             start_share=share,
             state=replace(self.state),
@@ -456,12 +557,13 @@ class _Trainer:
             nested=every if self.recipe.student.dims else {},
             seen=(first["seen"], learned),
             unasked=self._unasked_before(self.state.step),
+            runs=self.state.runs + (self.state.step > self.state.begun),
             undistilled=undistilled,
             k=self.k,
             stopped=stopped,
         )
 
-    def _settle(self, first: Scores) -> int:
+    def _settle(self, last: Student, first: Scores) -> int:
         """Put into `run.best` the weights where training ended, unless those there are better beyond chance.
 
         Of many looks at few images the best is the best by chance: early, noisy weights would be kept. Both are judged
@@ -470,9 +572,8 @@ class _Trainer:
         """
         if self.state.best_step == self.state.step:
             return self.state.step
-        last = cast(Student, self.average.module)
         best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
-        if worse(reached, first) or metrics.ahead(best[0], reached[0], CERTAIN):
+        if worse(reached, first) or best.nearer(reached):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
@@ -500,16 +601,11 @@ class _Trainer:
         for share in SHARES:
             self.student.load_state_dict(_mixed(best, start, share))
             found[share] = self._scores(self.student)
-            overlap, spearman = (round(float(one.mean()), 5) for one in found[share])
-            self.log.write({"start_share": share, "overlap": overlap, "spearman": spearman})
-        overlaps = {share: one[0] for share, one in found.items()}
-        chosen = USUAL
-        for share in sorted(SHARES, key=lambda one: -overlaps[one].mean()):
-            if metrics.ahead(overlaps[share], overlaps[USUAL], CERTAIN):
-                chosen = share
-                break
+            self.log.write({"start_share": share, **found[share].means()})
+        best_first = sorted(SHARES, key=lambda one: float(found[one].divergence.mean()))
+        chosen = next((share for share in best_first if found[share].nearer(found[USUAL])), USUAL)
         if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
-            chosen = max(SHARES, key=lambda one: float(overlaps[one].mean()))
+            chosen = max(SHARES, key=lambda one: float(found[one].overlap.mean()))
         if worse(found[chosen], first):
             chosen = 1.0
         self.student.load_state_dict(_mixed(best, start, chosen))
@@ -520,6 +616,8 @@ class _Trainer:
 
     def _parts(self) -> Parts:
         kept = {"scales": self.scales} | ({} if self.bank is None else {"bank": self.bank.student})
+        if self.soup is not None:
+            kept |= {f"soup.{name}": tensor for name, tensor in self.soup.mean.items()}
         return Parts(student=self.student, average=self.average, optimiser=self.optimiser, kept=kept)
 
 
@@ -581,20 +679,25 @@ def fidelity_scores(
     k: int,
     gallery_VD: NDArray[np.float32] | None = None,
 ) -> Scores:
-    """Overlap of the k nearest and rank correlation, per held-out image against all others.
+    """How vectors of held-out images, (V, E) and (V, D), rank each against all others.
 
     gallery_VD: what the student's vectors are put to, themselves where it is None.
     """
     rows = np.arange(len(teacher_VE), dtype=np.int64)
     task = Task(query=rows, gallery=rows, labels=None)
-    overlap = metrics.overlap(task, teacher_VE, student_VD, k, gallery_VD)
-    return overlap, metrics.spearman(task, teacher_VE, student_VD, gallery_VD)
+    theirs_VE, ours_VD = (torch.from_numpy(np.ascontiguousarray(one, np.float32)) for one in (teacher_VE, student_VD))
+    put_to_VD = ours_VD if gallery_VD is None else torch.from_numpy(np.ascontiguousarray(gallery_VD, np.float32))
+    apart = divergences(ours_VD @ put_to_VD.T, theirs_VE @ theirs_VE.T)
+    return Scores(
+        overlap=metrics.overlap(task, teacher_VE, student_VD, k, gallery_VD),
+        spearman=metrics.spearman(task, teacher_VE, student_VD, gallery_VD),
+        divergence=apart.double().numpy(),
+    )
 
 
 def averaged(every: Sequence[Scores]) -> Scores:
     """The mean of several scores, image by image."""
-    overlaps, correlations = zip(*every, strict=True)
-    return np.mean(overlaps, axis=0), np.mean(correlations, axis=0)
+    return Scores(**{name: np.mean([one.lists()[name] for one in every], axis=0) for name in every[0].lists()})
 
 
 def worse(scores: Scores, others: Scores) -> bool:
@@ -604,13 +707,13 @@ def worse(scores: Scores, others: Scores) -> bool:
     all ranks does. The paired gains of both are added, each in its own standard deviation; an overlap that is lower by
     more than a standard error is worse by itself.
     """
-    gains = [ours - theirs for ours, theirs in zip(scores, others, strict=True)]
+    gains = [scores.overlap - others.overlap, scores.spearman - others.spearman]
     sizes = [float(gain.mean() / max(gain.std(), 1e-12)) for gain in gains]
-    return metrics.ahead(others[0], scores[0], 1) or sum(sizes) < 0
+    return metrics.ahead(others.overlap, scores.overlap, 1) or sum(sizes) < 0
 
 
 def as_fidelity(scores: Scores) -> Fidelity:
-    return Fidelity(overlap_at_10=metrics.interval(scores[0]), spearman=metrics.interval(scores[1]))
+    return Fidelity(overlap_at_10=metrics.interval(scores.overlap), spearman=metrics.interval(scores.spearman))
 
 
 def save_weights(path: Path, student: Student) -> None:

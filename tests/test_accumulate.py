@@ -1,5 +1,6 @@
 """Steps of several batches: the same as one of all their images, lists and mixes among them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def trainer(
     unasked: int = 0,
     share: float = 0.0,
     after: float = 0.0,
+    changes: Sequence[str] = (),
 ) -> _Trainer:
     """A trainer of a student by a recipe. unasked: images that nobody was asked about."""
     torch.manual_seed(0)
@@ -64,6 +66,7 @@ def trainer(
             ),
         )
     changes = [
+        *changes,
         f"schedule.batch={batch}",
         f"schedule.batches_finetune={parts}",
         "optimiser.clip=1e6",

@@ -139,6 +139,7 @@ DISTILL = {
     "steps",
     "best_step",
     "start_share",
+    "soup",
     "seconds",
     "k",
     "fidelity",

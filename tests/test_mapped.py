@@ -18,6 +18,7 @@ from distilltool.mapped import BESIDE, USED, Map
 from distilltool.metrics import Task
 from distilltool.report import DistillReport
 from distilltool.ridge import Head
+from distilltool.train import Scores
 
 SCALED = ("scale=1/255", "mean=0.5", "std=0.5")
 CENTRED = aim.LEVELS[1]
@@ -98,9 +99,11 @@ def test_equal_answers_and_equal_features_are_mapped_too() -> None:
 def test_both_measures_say_what_is_worse(overlap: float, spearman: float, is_worse: bool) -> None:
     """A little less overlap with a far better order is not worse; an overlap that is surely lower is."""
     rng = np.random.default_rng(0)
-    first = (rng.uniform(0.4, 0.6, 100), rng.uniform(0.4, 0.6, 100))
+    start, order = rng.uniform(0.4, 0.6, 100), rng.uniform(0.4, 0.6, 100)
     noise = np.tile((-0.02, 0.02), 50) if overlap or spearman else np.zeros(100)
-    assert train.worse((first[0] + overlap + noise, first[1] + spearman + noise), first) is is_worse
+    first = Scores(overlap=start, spearman=order, divergence=np.zeros(100))
+    last = Scores(overlap=start + overlap + noise, spearman=order + spearman + noise, divergence=np.zeros(100))
+    assert train.worse(last, first) is is_worse
 
 
 @pytest.mark.slow

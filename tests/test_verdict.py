@@ -40,6 +40,7 @@ def ended(
         nested={},
         seen=seen,
         unasked=0,
+        runs=1,
     )
 
 

@@ -23,11 +23,15 @@ def sne(student_MD: Tensor, teacher_ME: Tensor, *, perplexity: float = 0.2) -> T
     Source: stochastic neighbour embedding, Hinton & Roweis, NeurIPS 2002, with cosines; one temperature for the whole
     batch, and the student's fitted, are ours.
     """
-    student_MM, teacher_MM = gram(student_MD), gram(teacher_ME)
-    entropy = math.log(max(FEWEST, perplexity * (len(teacher_ME) - 1)))
+    return divergences(gram(student_MD), gram(teacher_ME), perplexity=perplexity).mean()
+
+
+def divergences(student_MM: Tensor, teacher_MM: Tensor, *, perplexity: float = 0.2) -> Tensor:
+    """What `sne` is the mean of, (M,), from similarities of each sample to all; those to itself do not count."""
+    entropy = math.log(max(FEWEST, perplexity * (len(teacher_MM) - 1)))
     log_p = F.log_softmax(others(_with_entropy(teacher_MM, entropy) * teacher_MM), dim=1)
     log_q = F.log_softmax(others(_fitting(student_MM, log_p) * student_MM), dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 @torch.no_grad()

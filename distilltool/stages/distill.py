@@ -413,11 +413,18 @@ def _with_unasked(
 def _passes_that_fit(student: Student, data: Data, seconds: float) -> float:
     """About how often training goes through its images in a time budget, by how long it takes to look at some."""
     some = data.held_pixels[:TIMED]
-    embed(student, some)
-    began = time.perf_counter()
-    embed(student, some)
-    each = TRAINED * (time.perf_counter() - began) / len(some)
+    each = TRAINED * _takes(lambda: embed(student, some)) / len(some)
     return seconds / (each * len(data.pixels))
+
+
+def _takes(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of three calls: the first warms up, and another program may interrupt any."""
+    each = list[float]()
+    for _ in range(3):
+        began = time.perf_counter()
+        call()
+        each.append(time.perf_counter() - began)
+    return min(each)
 
 
 def _say_unused(count: int, why: str, progress: Progress) -> None:
@@ -587,6 +594,7 @@ def _report(
         steps=outcome.state.step,
         best_step=outcome.kept_step,
         start_share=outcome.start_share,
+        soup=outcome.runs,
         seconds=outcome.state.seconds,
         k=outcome.k,
         fidelity=outcome.fidelity,
@@ -638,16 +646,9 @@ def _advice(outcome: Outcome) -> str:
 
 def _keeping_takes(student: Student, data: Data, how: Preprocess, trained: Sequence[Photo]) -> float:
     """Seconds that `_keep_vectors` will take, by a few images: it embeds while others are decoded."""
-    some, embedding, decoding = data.held_pixels[:TIMED], list[float](), list[float]()
-    files = [photo.path for photo in trained[:TIMED]]
-    for _ in range(3):  # the first warms up, and another program may interrupt any
-        began = time.perf_counter()
-        embed(student, some)
-        embedding.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        images.load_each(files, how)
-        decoding.append(time.perf_counter() - began)
-    each, file = min(embedding) / len(some), min(decoding) / max(1, len(files))
+    some, files = data.held_pixels[:TIMED], [photo.path for photo in trained[:TIMED]]
+    each = _takes(lambda: embed(student, some)) / len(some)
+    file = _takes(lambda: images.load_each(files, how)) / max(1, len(files))
     return max(each, file) * min(SEEN, len(trained)) + each * len(data.held_pixels)
 
 

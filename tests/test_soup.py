@@ -1,0 +1,167 @@
+"""Several runs from one pretrained start: how long each is, what is averaged, and that a stop changes nothing."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_accumulate import trainer
+from torch import Tensor
+
+from distilltool.augment import Batch
+from distilltool.errors import Interrupted
+from distilltool.soup import Soup
+from distilltool.train import Scores, _schedule, _Trainer, _weights, read_weights, save_weights
+
+STEPS = 4
+PATIENT = "schedule.patience=1000"
+
+
+def souped(folder: Path, *, total: int = 60, steps: int = STEPS, finetune: bool = True) -> _Trainer:
+    """A trainer whose shortest run has so many steps, in a folder of its own."""
+    one = trainer(folder, 8, 1, finetune=finetune, changes=(f"soup.steps={steps}", "soup.passes=0", PATIENT))
+    one.state.total = total
+    return one
+
+
+def begun(one: _Trainer) -> _Trainer:
+    """Where `run` has come to before its first step."""
+    one.log.begin(-1)
+    save_weights(one.rundir.start, one.student)
+    one.scales.copy_(torch.ones(len(one.scales)))
+    one.state.marked = one._evaluate(one.student).divergence.tolist()
+    one.student.train()
+    return one
+
+
+def scores(divergence: float) -> Scores:
+    each = divergence + np.random.default_rng(0).uniform(-0.01, 0.01, 20)
+    return Scores(overlap=np.full(20, 0.5), spearman=np.full(20, 0.5), divergence=each)
+
+
+def test_weights_count_by_their_steps() -> None:
+    """Against the weighted mean; counters are those of the last."""
+    rng = np.random.default_rng(0)
+    each = [{"w": torch.tensor(rng.normal(size=5)), "seen": torch.tensor(number)} for number in range(3)]
+    counts = (10, 30, 5)
+    soup, before = Soup(each[0]), 0
+    for weights, steps in zip(each[:2], counts[:2], strict=True):
+        soup.pour(weights, steps, before)
+        before += steps
+    found = soup.with_(each[2], counts[2], before)
+    wanted = sum(steps * one["w"] for one, steps in zip(each, counts, strict=True)) / sum(counts)
+    torch.testing.assert_close(found["w"], wanted)
+    assert found["seen"] == 2 and set(soup.mean) == {"w"}
+
+
+def test_nothing_poured_yet_is_what_is_there() -> None:
+    weights = {"w": torch.arange(3.0)}
+    assert torch.equal(Soup(weights).with_(weights, 7, 0)["w"], weights["w"])
+
+
+@pytest.mark.parametrize(
+    ("gains", "lap", "lookout"),
+    [
+        ([0.0], STEPS, STEPS),
+        ([0.3, 0.0], STEPS, 2 * STEPS),
+        ([0.3, 0.3, 0.0], 2 * STEPS, 4 * STEPS),
+        ([0.3, -0.1], STEPS, 2 * STEPS),
+        ([0.3, 0.3, 0.3], 0, 8 * STEPS),
+    ],
+)
+def test_the_first_run_goes_on_as_long_as_held_out_images_gain_beyond_doubt(
+    tmp_path: Path, gains: list[float], lap: int, lookout: int
+) -> None:
+    """Then all others are as long as it last gained, and no shorter than the shortest."""
+    one, now = souped(tmp_path), 2.0
+    one.state.marked = scores(now).divergence.tolist()
+    went_on = []
+    for gain in gains:
+        now -= gain
+        went_on.append(one._goes_on(scores(now)))
+    assert went_on == [gain > 0 for gain in gains]
+    assert (one.state.lap, one.state.lookout) == (lap, lookout)
+    if lap:
+        assert not one._goes_on(scores(0.0))  # it is settled
+
+
+@pytest.mark.parametrize(("left", "ends"), [(40, 4), (41, 4), (5, 5), (6, 3), (7, 3), (1, 1)])
+def test_what_is_left_is_shared_out_evenly(tmp_path: Path, left: int, ends: int) -> None:
+    one = souped(tmp_path, total=100 + left)
+    one.state.lap, one.state.begun, one.state.step = STEPS, 100, 100
+    assert one._until() == 100 + ends
+
+
+def test_each_run_begins_at_the_start_and_ends_slowly(tmp_path: Path) -> None:
+    """A run whose end is not known learns as one that goes on for long, or to the end of all steps."""
+    one = begun(souped(tmp_path, total=60))
+    one.state.marked = scores(0).divergence.tolist()  # no step gains anything
+    rates, batches = list[float](), one._batches()
+    while one.state.step < 12:
+        rates.append(one._rate() / one.lr)
+        one._step(batches)
+        if one.state.step >= one._until():
+            assert not one._goes_on(scores(0))
+            one._begin_again()
+            start = read_weights(one.rundir.start)
+            assert all(torch.equal(start[name], tensor) for name, tensor in _weights(one.student).items())
+    assert one.state.runs == 3 and one.state.begun == 12
+    assert rates[:4] == pytest.approx([_schedule(step, 16, 0.05) for step in range(4)])
+    assert rates[4:] == pytest.approx([_schedule(step, 4, 0.05) for step in range(4)] * 2)
+    short = souped(tmp_path / "short", total=6)
+    assert short._rate() / short.lr == pytest.approx(_schedule(0, 6, 0.05))
+
+
+def test_what_is_judged_and_kept_is_the_average_of_all_runs(tmp_path: Path) -> None:
+    """Of three runs of four steps and one of two that is under way, by their steps."""
+    one = begun(souped(tmp_path))
+    one.state.lap = STEPS
+    batches, each = one._batches(), list[dict[str, Tensor]]()
+    for number in range(14):
+        one._step(batches)
+        if number in (3, 7, 11):
+            each.append(_weights(one.average.module))  # type: ignore[arg-type]
+            one._begin_again()
+    each.append(_weights(one.average.module))  # type: ignore[arg-type]
+    found = _weights(one._reached())
+    for name in found:
+        wanted = sum(steps * weights[name] for steps, weights in zip((4, 4, 4, 2), each, strict=True)) / 14
+        torch.testing.assert_close(found[name], wanted)
+        assert not torch.equal(each[0][name], each[1][name])
+
+
+def test_a_start_from_nothing_and_a_recipe_without_it_make_one_run(tmp_path: Path) -> None:
+    for number, one in enumerate((souped(tmp_path / "a", finetune=False), souped(tmp_path / "b", steps=0))):
+        assert one.soup is None and one._until() == 60, number
+        assert one._reached() is one.average.module
+
+
+def test_the_shortest_run_lasts_for_some_passes(tmp_path: Path) -> None:
+    long = trainer(tmp_path, 8, 1, changes=("soup.steps=2", "soup.passes=2.5"))
+    assert long.shortest == 8  # 24 images in batches of 8
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 9, 12])
+def test_a_stop_changes_nothing(tmp_path: Path, stop: int) -> None:
+    """Before, at and after the end of a run: the same weights bit for bit."""
+
+    def ended(one: _Trainer) -> dict[str, Tensor]:
+        assert one.run().runs == one.state.runs + 1 > 2
+        return _weights(one.student)
+
+    whole, stopped = ended(souped(tmp_path / "whole", total=20)), souped(tmp_path / "stopped", total=20)
+    step = stopped._step
+
+    def until_asked_to_stop(batches: Iterator[Batch]) -> None:
+        step(batches)
+        if stopped.state.step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped._step = until_asked_to_stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        stopped.run()
+    found = ended(souped(tmp_path / "stopped", total=20))
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
