@@ -49,6 +49,7 @@ TEACHER = "--space teacher"
 OTHERS = "--others"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
+    "best-one-run": ("best", "soup.steps=0"),
     "best-others": ("best", OTHERS, "unasked.share=0.5"),
     "best-kl": ("best", "loss.sne.name=kl"),
     "best-without-taps": ("best", "student.taps=false"),

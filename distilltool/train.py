@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -764,7 +764,10 @@ def load_checkpoint(path: Path, parts: Parts) -> State:
     """Put a checkpoint back into what it was made of; returns where it stood."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = State(**json.loads(file.metadata()["state"]))
+        stood = json.loads(file.metadata()["state"])
+    if set(stood) != {one.name for one in fields(State)}:
+        raise DistillError(f"{path} was made by another version", "begin again with --restart")
+    state = State(**stood)
     groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}, "kept": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition(".")

@@ -1,5 +1,6 @@
 """Several runs from one pretrained start: how long each is, what is averaged, and that a stop changes nothing."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_accumulate import trainer
 from torch import Tensor
 
 from distilltool.augment import Batch
-from distilltool.errors import Interrupted
+from distilltool.errors import DistillError, Interrupted
 from distilltool.soup import Soup
 from distilltool.train import Scores, _schedule, _Trainer, _weights, read_weights, save_weights
 
@@ -165,3 +168,15 @@ def test_a_stop_changes_nothing(tmp_path: Path, stop: int) -> None:
         stopped.run()
     found = ended(souped(tmp_path / "stopped", total=20))
     assert all(torch.equal(whole[name], found[name]) for name in whole)
+
+
+def test_what_an_earlier_version_began_is_not_gone_on_with(tmp_path: Path) -> None:
+    one = begun(souped(tmp_path))
+    one._save_checkpoint()
+    with safe_open(one.rundir.checkpoint, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+    del state["lap"]
+    tensors = read_weights(one.rundir.checkpoint)
+    save_file(tensors, one.rundir.checkpoint, metadata={"state": json.dumps(state)})
+    with pytest.raises(DistillError, match="made by another version"):
+        souped(tmp_path).run()
