@@ -50,6 +50,7 @@ OTHERS = "--others"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
     "best-one-run": ("best", "soup.steps=0"),
+    "best-wide": ("best", "mix.ratio=1", "mix.width=8"),
     "best-others": ("best", OTHERS, "unasked.share=0.5"),
     "best-kl": ("best", "loss.sne.name=kl"),
     "best-without-taps": ("best", "student.taps=false"),
@@ -251,6 +252,7 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
         "steps": report.steps,
         "best step": report.best_step,
         "start share": report.start_share,
+        "runs": report.soup,
         "held-out overlap": report.fidelity.overlap_at_10.value,
         "held-out overlap, untrained": report.undistilled.overlap_at_10.value,
     }

@@ -106,9 +106,9 @@ class Optimiser:
 class Schedule:
     """epochs: passes over the images where no time budget is given, less what images nobody was asked about take of
     them; batch: images at once; batches_finetune: batches that one step of a pretrained student is made of, and its
-    lists, no more than there are images for; warmup: share of the steps, then a cosine to zero; evaluations: how often
-    fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of the
-    steps."""
+    lists, no more than there are images for; warmup: share of the steps of a run, then a cosine to zero; evaluations:
+    how often fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of
+    the steps."""
 
     epochs: int = 60
     batch: int = 64

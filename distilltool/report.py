@@ -148,7 +148,7 @@ class Fidelity:
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
     before its first step. best_step: of the weights kept. start_share: how much of the start's weights these hold.
-    soup: runs from the start whose weights are averaged in them, 1 for a single one.
+    soup: runs from the start that training was made of, whose weights are averaged; 1 for a single one.
     nested: of the same vectors cut to each of `--dims`, by length. seen: overlap on images trained on, undistilled and
     where training ended, whatever weights are kept. k: neighbours compared, 10 unless fewer images were held out."""
 

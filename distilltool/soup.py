@@ -23,7 +23,7 @@ class Soup:
         for name, mean in self.mean.items():
             mean.lerp_(weights[name].to(mean.device), steps / (before + steps))
 
-    def with_(self, weights: Mapping[str, Tensor], steps: int, before: int) -> dict[str, Tensor]:
+    def including(self, weights: Mapping[str, Tensor], steps: int, before: int) -> dict[str, Tensor]:
         """What it would be with these added; the counters are theirs."""
         share = steps / (before + steps)
         return {

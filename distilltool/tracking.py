@@ -15,7 +15,13 @@ from distilltool.rundir import RunDir, read_json, write_json, write_text
 from distilltool.trackers import Given, Point, Setting, Tracker
 
 TOLD = "told.json"  # in a tracker's folder: the last step it was told of
-NAMES = {"loss": "train/loss", "lr": "train/lr", "overlap": "held_out/overlap", "spearman": "held_out/spearman"}
+NAMES = {
+    "loss": "train/loss",
+    "lr": "train/lr",
+    "overlap": "held_out/overlap",
+    "spearman": "held_out/spearman",
+    "divergence": "held_out/divergence",
+}
 
 
 class RunLog:

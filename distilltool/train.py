@@ -44,7 +44,7 @@ SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 CERTAIN = 2  # standard errors by which something else than the usual must be better
-AHEAD = 4  # times the steps after which it is decided, for which the first run's learning rate is set
+FORESEEN = 4  # times the steps after which it is judged, for which the first run's learning rate is set
 USUAL = 0.5  # the share that is taken where held-out images do not tell
 
 
@@ -114,14 +114,15 @@ class Data:
 class State:
     """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now; look: the
     step after which fidelity is looked at next; begun: the step at which the weights were those of the start; runs:
-    from it that are done, averaged by now; lap: steps of each further one, 0 while the first finds it out; lookout: the
-    step at which that is asked; marked: the divergence of held-out images when it was asked last."""
+    from it that are done, averaged by now; lap: steps of each further one, 0 while the first finds it out; shares: runs
+    that all steps since `begun` are for; decide_at: the step at which the first is judged; judged_by: the divergence
+    of held-out images when it was judged last."""
 
     step: int = 0
     total: int = 0
     fitted: bool = False
     best_step: int = 0
-    best_score: float = -1.0
+    best_score: float = math.inf
     stale: int = 0
     seconds: float = 0.0
     evaluation_seconds: float = 1.0
@@ -129,8 +130,9 @@ class State:
     begun: int = 0
     runs: int = 0
     lap: int = 0
-    lookout: int = 0
-    marked: list[float] = field(default_factory=list)
+    shares: int = 1
+    decide_at: int = 0
+    judged_by: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,15 +235,18 @@ class _Trainer:
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.shortest = self._shortest()
         self.soup = Soup(_weights(student)) if self.shortest else None
-        self.state = State(total=planned if seconds is None else 1 << 30, lookout=self.shortest)
+        self.state = State(total=planned if seconds is None else 1 << 30, decide_at=self.shortest)
         self.k = metrics.reach(len(data.held_pixels))
 
     def _shortest(self) -> int:
-        """Steps after which a pretrained student begins again from its start at the earliest; 0 for a single run."""
-        soup = self.recipe.soup
-        if not (self.finetune and soup.steps):
+        """Steps after which a pretrained student begins again from its start at the earliest; 0 for a single run.
+
+        Images that nobody was asked about come after many passes over the others, which short runs do not make.
+        """
+        how = self.recipe.soup
+        if not (self.finetune and how.steps) or self.data.unasked is not None:
             return 0
-        return max(soup.steps, math.ceil(soup.passes * len(self.data.pixels) / (self.batch * self.parts)))
+        return max(how.steps, math.ceil(how.passes * len(self.data.pixels) / (self.batch * self.parts)))
 
     def run(self) -> Outcome:
         if self.rundir.checkpoint.exists():
@@ -251,7 +256,7 @@ class _Trainer:
             self.progress.note(f"going on from step {self.state.step} of {self._planned()}")
         else:
             self.log.begin(-1)
-            self.state.marked = self._evaluate(self.student).divergence.tolist()
+            self.state.judged_by = self._evaluate(self.student).divergence.tolist()
             save_weights(self.rundir.start, self.student)
             if self.finetune:
                 self.scales.copy_(sizes(self.student))
@@ -273,6 +278,8 @@ class _Trainer:
         batches = self._batches()
         timed: list[float] = []
         while self.state.step < self.state.total:
+            if self.state.stale >= self.recipe.schedule.patience and self.state.step > self.state.total // 2:
+                return f"no better for {self.state.stale} evaluations"
             began = time.perf_counter()
             self._step(batches)
             timed.append(time.perf_counter() - began)
@@ -283,8 +290,8 @@ class _Trainer:
             self.state.seconds = time.perf_counter() - self.clock
             out_of_time = self.seconds is not None and self.state.seconds > self.seconds
             last = self.state.step == self.state.total or out_of_time
-            through = not last and self.state.step >= self._until()
-            looked = last or through or self.state.step >= self._next_look()
+            through = not last and self._through()
+            looked = last or (through and not self.state.lap) or self.state.step >= self._next_look()
             if looked:
                 found = self._evaluate(self._reached())
                 self.student.train()
@@ -292,8 +299,11 @@ class _Trainer:
                 if self.state.fitted and not last:  # a machine that others use too changes its pace
                     self.state.total = self._steps_that_fit(float(np.median(timed[-self.pace :])))
                     self.progress.expect(self.state.total)
-                if through and not self._goes_on(found):
-                    self._begin_again()
+                if through and not self.state.lap:
+                    self._judge(found)
+                    through = bool(self.state.lap)
+            if through:
+                self._begin_again()
             if wish.wanted or looked:
                 self.log.tell()
                 self._save_checkpoint()
@@ -303,48 +313,51 @@ class _Trainer:
                 )
             if out_of_time:
                 return "the time budget is spent"
-            if self.state.stale >= self.recipe.schedule.patience and self.state.step > self.state.total // 2:
-                return f"no better for {self.state.stale} evaluations"
         return "all steps are done"
 
     def _until(self) -> int:
-        """The last step of the run from the start that is under way, or the one at which it is decided."""
+        """The step with which the run from the start that is under way ends; of the first, at which it is judged."""
         if self.soup is None:
             return self.state.total
         if not self.state.lap:
-            return self.state.lookout
-        left = self.state.total - self.state.begun
-        return self.state.begun + left // max(1, round(left / self.state.lap))
+            return self.state.decide_at
+        return self.state.begun + max(1, (self.state.total - self.state.begun) // self.state.shares)
+
+    def _through(self) -> bool:
+        """Whether the run that is under way is to end here; where little is left it goes on to the end of all steps."""
+        if self.soup is None or self.state.step < self._until():
+            return False
+        return 2 * (self.state.total - self.state.step) >= (self.state.lap or self.shortest)
 
     def _rate(self) -> float:
         """The learning rate of the step that comes: of a run whose end is not known, as if it went on for long."""
         begun, end = self.state.begun, self._until()
         if self.soup is not None and not self.state.lap:
-            end = min(self.state.total, AHEAD * end)
+            end = min(self.state.total, FORESEEN * end)
         return self.lr * _schedule(self.state.step - begun, end - begun, self.recipe.schedule.warmup)
 
-    def _goes_on(self, found: Scores) -> bool:
-        """Whether the first run does: as long as held-out images gain beyond doubt, to twice its steps.
+    def _judge(self, found: Scores) -> None:
+        """Let the first run go on, to twice its steps, as long as held-out images gain beyond doubt; or settle the
+        length of the others.
 
         Where they do not, further steps lead away from what the start knew of unlike images for nothing that is seen.
         """
-        if self.state.lap:
-            return False
-        if metrics.ahead(np.array(self.state.marked), found.divergence, CERTAIN):
-            self.state.marked, self.state.lookout = found.divergence.tolist(), 2 * self.state.lookout
-            return True
-        self.state.lap = max(self.shortest, self.state.lookout // 2)
-        return False
+        if metrics.ahead(np.array(self.state.judged_by), found.divergence, CERTAIN):
+            self.state.judged_by = found.divergence.tolist()
+            self.state.decide_at *= 2
+        else:
+            self.state.lap = max(self.shortest, self.state.decide_at // 2)
 
     def _begin_again(self) -> None:
         """Keep what the run that is through has learned, and start another."""
         assert self.soup is not None
         trained = _weights(cast(Student, self.average.module))
         self.soup.pour(trained, self.state.step - self.state.begun, self.state.begun)
-        self.student.load_state_dict(read_weights(self.rundir.start), strict=False)  # an anchor stays as it is
+        _put(self.student, read_weights(self.rundir.start))
         self.optimiser.state.clear()
         self.average.n_averaged.zero_()
         self.state.begun, self.state.runs = self.state.step, self.state.runs + 1
+        self.state.shares = max(1, round((self.state.total - self.state.begun) / self.state.lap))
 
     def _reached(self) -> Student:
         """The student as it stands: its averaged weights, and with them those of the runs before."""
@@ -352,9 +365,7 @@ class _Trainer:
         if self.soup is None or not self.state.runs:
             return now
         souped = copy.deepcopy(now)
-        souped.load_state_dict(
-            self.soup.with_(_weights(now), self.state.step - self.state.begun, self.state.begun), strict=False
-        )
+        _put(souped, self.soup.including(_weights(now), self.state.step - self.state.begun, self.state.begun))
         return souped
 
     def _next_look(self) -> int:
@@ -381,7 +392,7 @@ class _Trainer:
         self.optimiser.step()
         self.average.update_parameters(self.student)
         self.state.step += 1
-        self.progress.advance(1, f"loss {loss:.3f}, best overlap {max(0.0, self.state.best_score):.3f}")
+        self.progress.advance(1, f"loss {loss:.3f}, least divergence {self.state.best_score:.3f}")
         seconds = round(time.perf_counter() - began, 5)
         self.log.write({"step": self.state.step, "loss": round(loss, 6), "lr": now, "seconds": seconds})
 
@@ -516,10 +527,10 @@ class _Trainer:
         began = time.perf_counter()
         scores = self._scores(student)
         self.state.evaluation_seconds = time.perf_counter() - began
-        overlap = float(scores.overlap.mean())
+        divergence = float(scores.divergence.mean())
         self.log.write({"step": self.state.step, **scores.means()})
-        if overlap > self.state.best_score:
-            self.state.best_score, self.state.best_step, self.state.stale = overlap, self.state.step, 0
+        if divergence < self.state.best_score:
+            self.state.best_score, self.state.best_step, self.state.stale = divergence, self.state.step, 0
             save_weights(self.rundir.best, student)
         else:
             self.state.stale += 1
@@ -605,9 +616,7 @@ class _Trainer:
         best_first = sorted(SHARES, key=lambda one: float(found[one].divergence.mean()))
         chosen = next((share for share in best_first if found[share].nearer(found[USUAL])), USUAL)
         if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
-            chosen = max(SHARES, key=lambda one: float(found[one].overlap.mean()))
-        if worse(found[chosen], first):
-            chosen = 1.0
+            chosen = next((share for share in best_first if not worse(found[share], first)), 1.0)
         self.student.load_state_dict(_mixed(best, start, chosen))
         return chosen
 
@@ -727,6 +736,12 @@ def _weights(student: Student) -> dict[str, Tensor]:
     kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
     # clones: a network may use one tensor under several names, and safetensors refuses those that share memory
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
+
+
+def _put(student: Student, weights: dict[str, Tensor]) -> None:
+    """Load what `_weights` gives; an anchor, which it leaves out, stays as it is."""
+    found = student.load_state_dict(weights, strict=False)
+    assert not found.unexpected_keys and all(name.startswith("anchor.") for name in found.missing_keys), found
 
 
 def load_weights(path: Path, student: Student) -> None:

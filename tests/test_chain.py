@@ -670,7 +670,7 @@ def test_fine_tuned_weights_are_tried_on_the_way_back_to_their_start(work: Path)
         **{**SMALL, "changes": changes},
     )
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    tried = {one["start_share"]: one["overlap"] for one in entries if "start_share" in one}
+    tried = {one["start_share"]: one for one in entries if "start_share" in one}
     assert report.best_step and set(tried) == {0.0, 0.25, 0.5, 0.75}
-    assert report.fidelity.overlap_at_10.value == pytest.approx(tried[report.start_share], abs=1e-4)
-    assert report.start_share == 0.5 or tried[report.start_share] > tried[0.5]
+    assert report.fidelity.overlap_at_10.value == pytest.approx(tried[report.start_share]["overlap"], abs=1e-4)
+    assert report.start_share == 0.5 or tried[report.start_share]["divergence"] < tried[0.5]["divergence"]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +14,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_accumulate import trainer
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from distilltool.augment import Batch
 from distilltool.errors import DistillError, Interrupted
 from distilltool.soup import Soup
-from distilltool.train import Scores, _schedule, _Trainer, _weights, read_weights, save_weights
+from distilltool.train import Scores, _ramped, _schedule, _Trainer, _weights, read_weights, save_weights
 
 STEPS = 4
 PATIENT = "schedule.patience=1000"
 
 
-def souped(folder: Path, *, total: int = 60, steps: int = STEPS, finetune: bool = True) -> _Trainer:
+def souped(
+    folder: Path, *, total: int = 60, steps: int = STEPS, finetune: bool = True, looks: int = 20, parts: int = 1
+) -> _Trainer:
     """A trainer whose shortest run has so many steps, in a folder of its own."""
-    one = trainer(folder, 8, 1, finetune=finetune, changes=(f"soup.steps={steps}", "soup.passes=0", PATIENT))
+    changes = (f"soup.steps={steps}", "soup.passes=0", f"schedule.evaluations={looks}", PATIENT)
+    one = trainer(folder, 8, parts, finetune=finetune, changes=changes)
     one.state.total = total
     return one
 
@@ -35,7 +40,7 @@ def begun(one: _Trainer) -> _Trainer:
     one.log.begin(-1)
     save_weights(one.rundir.start, one.student)
     one.scales.copy_(torch.ones(len(one.scales)))
-    one.state.marked = one._evaluate(one.student).divergence.tolist()
+    one.state.judged_by = one._evaluate(one.student).divergence.tolist()
     one.student.train()
     return one
 
@@ -54,7 +59,7 @@ def test_weights_count_by_their_steps() -> None:
     for weights, steps in zip(each[:2], counts[:2], strict=True):
         soup.pour(weights, steps, before)
         before += steps
-    found = soup.with_(each[2], counts[2], before)
+    found = soup.including(each[2], counts[2], before)
     wanted = sum(steps * one["w"] for one, steps in zip(each, counts, strict=True)) / sum(counts)
     torch.testing.assert_close(found["w"], wanted)
     assert found["seen"] == 2 and set(soup.mean) == {"w"}
@@ -62,11 +67,11 @@ def test_weights_count_by_their_steps() -> None:
 
 def test_nothing_poured_yet_is_what_is_there() -> None:
     weights = {"w": torch.arange(3.0)}
-    assert torch.equal(Soup(weights).with_(weights, 7, 0)["w"], weights["w"])
+    assert torch.equal(Soup(weights).including(weights, 7, 0)["w"], weights["w"])
 
 
 @pytest.mark.parametrize(
-    ("gains", "lap", "lookout"),
+    ("gains", "lap", "decide_at"),
     [
         ([0.0], STEPS, STEPS),
         ([0.3, 0.0], STEPS, 2 * STEPS),
@@ -76,38 +81,56 @@ def test_nothing_poured_yet_is_what_is_there() -> None:
     ],
 )
 def test_the_first_run_goes_on_as_long_as_held_out_images_gain_beyond_doubt(
-    tmp_path: Path, gains: list[float], lap: int, lookout: int
+    tmp_path: Path, gains: list[float], lap: int, decide_at: int
 ) -> None:
     """Then all others are as long as it last gained, and no shorter than the shortest."""
     one, now = souped(tmp_path), 2.0
-    one.state.marked = scores(now).divergence.tolist()
-    went_on = []
+    one.state.judged_by = scores(now).divergence.tolist()
     for gain in gains:
+        assert not one.state.lap
         now -= gain
-        went_on.append(one._goes_on(scores(now)))
-    assert went_on == [gain > 0 for gain in gains]
-    assert (one.state.lap, one.state.lookout) == (lap, lookout)
-    if lap:
-        assert not one._goes_on(scores(0.0))  # it is settled
+        one._judge(scores(now))
+    assert (one.state.lap, one.state.decide_at) == (lap, decide_at)
 
 
 @pytest.mark.parametrize(("left", "ends"), [(40, 4), (41, 4), (5, 5), (6, 3), (7, 3), (1, 1)])
 def test_what_is_left_is_shared_out_evenly(tmp_path: Path, left: int, ends: int) -> None:
-    one = souped(tmp_path, total=100 + left)
-    one.state.lap, one.state.begun, one.state.step = STEPS, 100, 100
+    one = begun(souped(tmp_path, total=100 + left))
+    one._step(one._batches())
+    one.state.lap, one.state.step = STEPS, 100
+    one._begin_again()
     assert one._until() == 100 + ends
+
+
+@pytest.mark.parametrize("total", [124, 131, 133, 138, 150])
+def test_a_new_forecast_does_not_change_how_many_runs_are_left(tmp_path: Path, total: int) -> None:
+    """Five runs of eight when one began: each a little longer or shorter, none cut off or doubled."""
+    one = begun(souped(tmp_path, total=140, steps=8))
+    one._step(one._batches())
+    one.state.lap, one.state.step = 8, 100
+    one._begin_again()
+    one.state.total = total
+    assert one._until() == 100 + (total - 100) // 5
+
+
+@pytest.mark.parametrize(("total", "through"), [(4, False), (5, False), (6, True), (8, True)])
+def test_a_run_goes_on_to_the_end_where_little_is_left(tmp_path: Path, total: int, through: bool) -> None:
+    one = souped(tmp_path, total=total)
+    one.state.step = 4
+    assert one._through() is through and one._until() == 4
 
 
 def test_each_run_begins_at_the_start_and_ends_slowly(tmp_path: Path) -> None:
     """A run whose end is not known learns as one that goes on for long, or to the end of all steps."""
     one = begun(souped(tmp_path, total=60))
-    one.state.marked = scores(0).divergence.tolist()  # no step gains anything
+    one.state.judged_by = scores(0).divergence.tolist()  # no step gains anything
     rates, batches = list[float](), one._batches()
     while one.state.step < 12:
         rates.append(one._rate() / one.lr)
         one._step(batches)
         if one.state.step >= one._until():
-            assert not one._goes_on(scores(0))
+            if not one.state.lap:
+                one._judge(scores(0))
             one._begin_again()
             start = read_weights(one.rundir.start)
             assert all(torch.equal(start[name], tensor) for name, tensor in _weights(one.student).items())
@@ -147,15 +170,55 @@ def test_the_shortest_run_lasts_for_some_passes(tmp_path: Path) -> None:
     assert long.shortest == 8  # 24 images in batches of 8
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 9, 12])
-def test_a_stop_changes_nothing(tmp_path: Path, stop: int) -> None:
-    """Before, at and after the end of a run: the same weights bit for bit."""
+def test_images_nobody_was_asked_about_teach_in_one_run(tmp_path: Path) -> None:
+    """They come after many passes over the others, which no short run makes."""
+    assert trainer(tmp_path, 8, 1, unasked=8, share=0.5, changes=("soup.steps=2",)).soup is None
+
+
+def test_statistics_of_batches_begin_again_and_are_averaged_too(tmp_path: Path) -> None:
+    """What batch normalisation has seen goes back to the start's, and its mean is that of all runs."""
+    one = souped(tmp_path)
+    one.student.backbone.append_norm = torch.nn.BatchNorm1d(3)
+    one.average = AveragedModel(one.student, multi_avg_fn=_ramped(0.99), use_buffers=True)
+    one.soup = Soup(_weights(one.student))
+    begun(one)
+    one.state.lap, one.state.step = STEPS, STEPS
+    name = next(name for name in one.student.state_dict() if name.endswith("append_norm.running_mean"))
+    for value in (1.0, 3.0):
+        one.student.state_dict()[name].fill_(value)
+        one.average.update_parameters(one.student)
+        if value == 1.0:
+            one._begin_again()
+            assert (one.student.state_dict()[name] == 0).all()
+            one.state.step += STEPS
+    assert _weights(one._reached())[name].tolist() == pytest.approx([2.0] * 3)
+
+
+def test_a_time_budget_is_kept_to_in_several_runs(tmp_path: Path) -> None:
+    """The steps that fit are not known when the first run begins, and are forecast again at each look."""
+    one = souped(tmp_path, total=1 << 30, steps=5)
+    one.seconds, one.clock = 3.0, time.perf_counter()
+    found = one.run()
+    assert one.state.fitted and found.runs > 2 and one.state.step < 1 << 20
+    assert one.state.seconds < 4.5  # the last step and look may be slow
+    lines = [json.loads(line) for line in one.rundir.log.read_text().splitlines()]
+    rates = np.array([line["lr"] for line in lines if "lr" in line]) / one.lr
+    assert len(rates) == one.state.step and (rates >= 0).all() and rates.max() == pytest.approx(1)
+    assert 0 < rates[0] and rates[0] > 0.2  # the first steps, which are timed, teach
+
+
+@pytest.mark.parametrize(
+    ("stop", "looks"), [(3, 20), (4, 20), (5, 20), (9, 20), (12, 20), (3, 2), (7, 2), (8, 2), (13, 2)]
+)
+def test_a_stop_changes_nothing(tmp_path: Path, stop: int, looks: int) -> None:
+    """Before, at and after the end of a run, at a look and between two: the same weights bit for bit."""
 
     def ended(one: _Trainer) -> dict[str, Tensor]:
         assert one.run().runs == one.state.runs + 1 > 2
         return _weights(one.student)
 
-    whole, stopped = ended(souped(tmp_path / "whole", total=20)), souped(tmp_path / "stopped", total=20)
+    whole = ended(souped(tmp_path / "whole", total=20, looks=looks))
+    stopped = souped(tmp_path / "stopped", total=20, looks=looks)
     step = stopped._step
 
     def until_asked_to_stop(batches: Iterator[Batch]) -> None:
@@ -166,7 +229,7 @@ def test_a_stop_changes_nothing(tmp_path: Path, stop: int) -> None:
     stopped._step = until_asked_to_stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         stopped.run()
-    found = ended(souped(tmp_path / "stopped", total=20))
+    found = ended(souped(tmp_path / "stopped", total=20, looks=looks))
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
@@ -175,7 +238,7 @@ def test_what_an_earlier_version_began_is_not_gone_on_with(tmp_path: Path) -> No
     one._save_checkpoint()
     with safe_open(one.rundir.checkpoint, framework="pt") as file:
         state = json.loads(file.metadata()["state"])
-    del state["lap"]
+    del state["shares"]
     tensors = read_weights(one.rundir.checkpoint)
     save_file(tensors, one.rundir.checkpoint, metadata={"state": json.dumps(state)})
     with pytest.raises(DistillError, match="made by another version"):

@@ -94,12 +94,13 @@ def _of_run(run: RunDir) -> ModelFacts:
     found = read_json(run.manifest)["report"]
     student, counted = found["student"], found["images"]
     answers = counted["train"] + counted["validation"]
+    runs = f" in {found['soup']} runs" if found.get("soup", 1) > 1 else ""
     said = [
         ("Made by", f"distilling with the recipe {found['recipe']}, seed {found['seed']}"),
         ("Student", f"{student['spec']}, {student['params'] / 1e6:,.2f} M weights, {_sides(student['input'])} px"),
         ("Started from", student["start"]),
         ("From", f"{answers:,} answers of the teacher, {counted['validation']:,} of them held out"),
-        ("Training", f"{found['steps']:,} steps in {found['seconds'] / 60:,.1f} minutes"),
+        ("Training", f"{found['steps']:,} steps{runs} in {found['seconds'] / 60:,.1f} minutes"),
         ("Verdict of the run", found["verdict"]),
         ("Versions", _versions(run)),
     ]

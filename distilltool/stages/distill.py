@@ -640,7 +640,8 @@ def _advice(outcome: Outcome) -> str:
     if after - before > max(TOLD, 2 * others):
         return f"{learned}: more images would help most"
     if after - before < TOLD:
-        return f"{learned}: it hardly learned: give it longer, or a larger optimiser.lr_finetune with --set"
+        mend = "give it longer" if outcome.runs == 1 else "a larger soup.steps"
+        return f"{learned}: it hardly learned: {mend}, or a larger optimiser.lr_finetune with --set"
     return f"{learned}: the student itself limits: a larger --input, a later cut or a larger --target"
 
 
