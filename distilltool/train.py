@@ -44,6 +44,7 @@ SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
 CERTAIN = 2  # standard errors by which something else than the usual must be better
+EARLIER = 3  # by which earlier weights must be: the best of twenty looks is better by two by chance alone
 FORESEEN = 4  # times the steps after which it is judged, for which the first run's learning rate is set
 USUAL = 0.5  # the share that is taken where held-out images do not tell
 
@@ -59,9 +60,9 @@ class Scores:
     spearman: NDArray[np.float64]
     divergence: NDArray[np.float64]
 
-    def nearer(self, other: "Scores") -> bool:
-        """Whether it is nearer to the teacher's distributions than another beyond doubt."""
-        return metrics.ahead(other.divergence, self.divergence, CERTAIN)
+    def nearer(self, other: "Scores", errors: float) -> bool:
+        """Whether it is nearer to the teacher's distributions than another by more than so many standard errors."""
+        return metrics.ahead(other.divergence, self.divergence, errors)
 
     def means(self) -> dict[str, float]:
         """The mean of each by its name, as the log has it."""
@@ -584,7 +585,7 @@ class _Trainer:
         if self.state.best_step == self.state.step:
             return self.state.step
         best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
-        if worse(reached, first) or best.nearer(reached):
+        if worse(reached, first) or best.nearer(reached, EARLIER):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step
@@ -614,7 +615,7 @@ class _Trainer:
             found[share] = self._scores(self.student)
             self.log.write({"start_share": share, **found[share].means()})
         best_first = sorted(SHARES, key=lambda one: float(found[one].divergence.mean()))
-        chosen = next((share for share in best_first if found[share].nearer(found[USUAL])), USUAL)
+        chosen = next((share for share in best_first if found[share].nearer(found[USUAL], CERTAIN)), USUAL)
         if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
             chosen = next((share for share in best_first if not worse(found[share], first)), 1.0)
         self.student.load_state_dict(_mixed(best, start, chosen))

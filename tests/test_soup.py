@@ -243,3 +243,12 @@ def test_what_an_earlier_version_began_is_not_gone_on_with(tmp_path: Path) -> No
     save_file(tensors, one.rundir.checkpoint, metadata={"state": json.dumps(state)})
     with pytest.raises(DistillError, match="made by another version"):
         souped(tmp_path).run()
+
+
+@pytest.mark.parametrize(("gain", "errors", "is_nearer"), [(0.02, 2, True), (0.02, 6, False), (-0.02, 2, False)])
+def test_nearer_is_less_divergence_beyond_so_many_standard_errors(gain: float, errors: float, is_nearer: bool) -> None:
+    """A gain of 0.02 with a standard error of 0.02 / 5."""
+    apart = np.tile((-1.0, 1.0), 50) * 0.04
+    first = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=np.ones(100))
+    last = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=1 - gain + apart)
+    assert last.nearer(first, errors) is is_nearer
