@@ -21,10 +21,10 @@ from torch.optim.swa_utils import AveragedModel
 from distilltool import images, metrics
 from distilltool.aim import Aim
 from distilltool.augment import Batch, Shown, embed_plain, make_batch, together
+from distilltool.divergence import divergences
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
-from distilltool.losses.sne import divergences
 from distilltool.metrics import Task
 from distilltool.mixing import Bank, mix
 from distilltool.objective import sum_of_losses
@@ -53,7 +53,7 @@ USUAL = 0.5  # the share that is taken where held-out images do not tell
 class Scores:
     """How held-out images are ranked, image by image, (V,) each. overlap: of the nearest with the teacher's; spearman:
     rank correlation with its similarities; divergence: of the student's distribution over the others from the
-    teacher's (`distilltool.losses.sne`), the less the better. Overlap is what is reported; the divergence sees every
+    teacher's (`distilltool.divergence`), the less the better. Overlap is what is reported; the divergence sees every
     similarity and tells smaller differences."""
 
     overlap: NDArray[np.float64]

@@ -29,6 +29,8 @@ TORCH_OWNERS = (
     "objective.py",
     "mixing.py",
     "relations.py",
+    "divergence.py",
+    "soup.py",
     "ridge.py",
     "aim.py",
     "mapped.py",

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilltool import extensions, objective, recipe, relations
+from distilltool import divergence, extensions, objective, recipe, relations
 from distilltool.errors import DistillError
-from distilltool.losses import sne
 from distilltool.objective import check_losses, sum_of_losses
 
 NAMES = extensions.names("distilltool.losses")
@@ -629,7 +628,7 @@ def test_sne_gives_lists_their_perplexity(share: float) -> None:
     clustered = F.normalize(unit_rows(2, 20, 16).repeat(10, 1) + 0.3 * scattered, dim=1)
     for rows in (scattered, clustered):
         scores = rows @ rows.T
-        beta = sne._with_entropy(scores, math.log(share * 199))
+        beta = _with_entropy(scores, math.log(share * 199))
         log_p = F.log_softmax(relations.others(beta * scores), dim=1)
         entropy = -(log_p.exp() * log_p).sum(dim=1).mean().item()
         assert math.exp(entropy) == pytest.approx(share * 199, rel=1e-6)
