@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilltool import divergence, extensions, objective, recipe, relations
+from distilltool import extensions, objective, recipe, relations
+from distilltool.divergence import _with_entropy
 from distilltool.errors import DistillError
 from distilltool.objective import check_losses, sum_of_losses
 
