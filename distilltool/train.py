@@ -585,7 +585,8 @@ class _Trainer:
         if self.state.best_step == self.state.step:
             return self.state.step
         best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
-        if worse(reached, first) or best.nearer(reached, EARLIER):
+        other_shares = self.finetune and not self.state.best_step  # of the start, which `_blend` tries before giving up
+        if (worse(reached, first) and not other_shares) or best.nearer(reached, EARLIER):
             return self.state.best_step
         save_weights(self.rundir.best, last)
         return self.state.step

@@ -252,3 +252,18 @@ def test_nearer_is_less_divergence_beyond_so_many_standard_errors(gain: float, e
     first = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=np.ones(100))
     last = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=1 - gain + apart)
     assert last.nearer(first, errors) is is_nearer
+
+
+@pytest.mark.parametrize(("finetune", "kept"), [(True, 9), (False, 0)])
+def test_before_giving_up_other_shares_of_the_start_are_tried(
+    tmp_path: Path, finetune: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no look was nearer than a pretrained start and half of it ranks worse; from nothing the start is kept."""
+    one = souped(tmp_path, finetune=finetune)
+    first = scores(1.0)
+    save_weights(one.rundir.start, one.student)
+    save_weights(one.rundir.best, one.student)
+    one.state.step, one.state.best_step = 9, 0
+    less = Scores(overlap=first.overlap - 0.1, spearman=first.spearman, divergence=first.divergence)
+    monkeypatch.setattr(one, "_shipped", lambda weights: less)
+    assert one._settle(one.student, first) == kept
