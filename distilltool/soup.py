@@ -15,18 +15,17 @@ class Soup:
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        """weights: of which it takes names and shapes. Counters, which are no numbers to average, are left out."""
+        """weights: of which it takes names, shapes and device. Counters, no numbers to average, are left out."""
         self.mean = {name: torch.zeros_like(one) for name, one in weights.items() if one.is_floating_point()}
 
     def pour(self, weights: Mapping[str, Tensor], steps: int, before: int) -> None:
         """Add weights trained for so many steps to those of as many as there were before, in place."""
         for name, mean in self.mean.items():
-            mean.lerp_(weights[name].to(mean.device), steps / (before + steps))
+            mean.lerp_(weights[name], steps / (before + steps))
 
     def including(self, weights: Mapping[str, Tensor], steps: int, before: int) -> dict[str, Tensor]:
         """What it would be with these added; the counters are theirs."""
         share = steps / (before + steps)
         return {
-            name: torch.lerp(self.mean[name], one.to(self.mean[name].device), share) if name in self.mean else one
-            for name, one in weights.items()
+            name: torch.lerp(self.mean[name], one, share) if name in self.mean else one for name, one in weights.items()
         }
