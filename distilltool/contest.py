@@ -73,7 +73,7 @@ class Contest:
         """fold_N: as `folds` makes them. Folds of fewer than three images are not judged."""
         self.targets, self.fold = targets_NE, fold_N
         rows = (np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N))
-        self.tasks = [Task(query=one, gallery=one, labels=None) for one in rows if len(one) >= 3]
+        self.tasks = [Task.among(one) for one in rows if len(one) >= 3]
         self.theirs = [self._nearest(one, targets_NE, targets_NE) for one in self.tasks]
         self._aims: dict[tuple[Level, ...], list[torch.Tensor]] = {}
 

@@ -55,6 +55,11 @@ class Task:
     truth: Mapping[str, Truth] = field(default_factory=dict)
     figures: tuple[Figure, ...] = LABELLED
 
+    @classmethod
+    def among(cls, rows: NDArray[np.int64]) -> "Task":
+        """Each of these rows against the others; nothing says what is right."""
+        return cls(query=rows, gallery=rows, labels=None)
+
     @property
     def itself(self) -> NDArray[np.int64]:
         place = np.full(max(int(rows.max(initial=0)) for rows in (self.gallery, self.query)) + 1, -1, np.int64)

@@ -1,19 +1,15 @@
 """The training loop: mixing, losses, schedule, checkpoints, and held-out fidelity that decides."""
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
@@ -21,20 +17,21 @@ from torch.optim.swa_utils import AveragedModel
 from distilltool import images, metrics
 from distilltool.aim import Aim
 from distilltool.augment import Batch, Shown, embed_plain, make_batch, together
-from distilltool.divergence import divergences
+from distilltool.checkpoint import Parts, State, load_checkpoint, save_checkpoint
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
 from distilltool.interrupt import StopWish, stop_gently
-from distilltool.metrics import Task
 from distilltool.mixing import Bank, mix
 from distilltool.objective import sum_of_losses
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
 from distilltool.report import Fidelity
-from distilltool.rundir import RunDir, read_json, write_bytes, write_json
+from distilltool.rundir import RunDir, read_json, write_json
+from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, worse
 from distilltool.soup import Soup
 from distilltool.student import Student, cut, embed
 from distilltool.tracking import RunLog
+from distilltool.weights import mixed, put, read_weights, save_weights, weights_of
 
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
@@ -47,30 +44,6 @@ CERTAIN = 2  # standard errors by which something else than the usual must be be
 EARLIER = 3  # by which earlier weights must be: the best of twenty looks is better by two by chance alone
 FORESEEN = 4  # times the steps after which it is judged, for which the first run's learning rate is set
 USUAL = 0.5  # the share that is taken where held-out images do not tell
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """How held-out images are ranked, image by image, (V,) each. overlap: of the nearest with the teacher's; spearman:
-    rank correlation with its similarities; divergence: of the student's distribution over the others from the
-    teacher's (`distilltool.divergence`), the less the better. Overlap is what is reported; the divergence sees every
-    similarity and tells smaller differences."""
-
-    overlap: NDArray[np.float64]
-    spearman: NDArray[np.float64]
-    divergence: NDArray[np.float64]
-
-    def nearer(self, other: "Scores", errors: float) -> bool:
-        """Whether it is nearer to the teacher's distributions than another by more than so many standard errors."""
-        return metrics.ahead(other.divergence, self.divergence, errors)
-
-    def means(self) -> dict[str, float]:
-        """The mean of each by its name, as the log has it."""
-        return {name: round(float(values.mean()), 5) for name, values in self.lists().items()}
-
-    def lists(self) -> dict[str, NDArray[np.float64]]:
-        """Each by its name."""
-        return {"overlap": self.overlap, "spearman": self.spearman, "divergence": self.divergence}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,41 +82,6 @@ class Data:
     def size(self) -> tuple[int, int]:
         """Height and width of the student's images."""
         return self.held_pixels.shape[1], self.held_pixels.shape[2]
-
-
-@dataclass(kw_only=True, slots=True)
-class State:
-    """Where training stands; kept in every checkpoint. fitted: `total` follows from the time budget by now; look: the
-    step after which fidelity is looked at next; begun: the step at which the weights were those of the start; runs:
-    from it that are done, averaged by now; lap: steps of each further one, 0 while the first finds it out; shares: runs
-    that all steps since `begun` are for; decide_at: the step at which the first is judged; judged_by: the divergence
-    of held-out images when it was judged last."""
-
-    step: int = 0
-    total: int = 0
-    fitted: bool = False
-    best_step: int = 0
-    best_score: float = math.inf
-    stale: int = 0
-    seconds: float = 0.0
-    evaluation_seconds: float = 1.0
-    look: int = 0
-    begun: int = 0
-    runs: int = 0
-    lap: int = 0
-    shares: int = 1
-    decide_at: int = 0
-    judged_by: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
-    """What a checkpoint is made of. kept: further tensors by name, which are filled in place when it is read."""
-
-    student: Student
-    average: AveragedModel
-    optimiser: torch.optim.Optimizer
-    kept: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +173,7 @@ class _Trainer:
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.shortest = self._shortest()
-        self.soup = Soup(_weights(student)) if self.shortest else None
+        self.soup = Soup(weights_of(student)) if self.shortest else None
         self.state = State(total=planned if seconds is None else 1 << 30, decide_at=self.shortest)
         self.k = metrics.reach(len(data.held_pixels))
 
@@ -352,9 +290,9 @@ class _Trainer:
     def _begin_again(self) -> None:
         """Keep what the run that is through has learned, and start another."""
         assert self.soup is not None
-        trained = _weights(cast(Student, self.average.module))
+        trained = weights_of(cast(Student, self.average.module))
         self.soup.pour(trained, self.state.step - self.state.begun, self.state.begun)
-        _put(self.student, read_weights(self.rundir.start))
+        put(self.student, read_weights(self.rundir.start))
         self.optimiser.state.clear()
         self.average.n_averaged.zero_()
         self.state.begun, self.state.runs = self.state.step, self.state.runs + 1
@@ -366,7 +304,7 @@ class _Trainer:
         if self.soup is None or not self.state.runs:
             return now
         souped = copy.deepcopy(now)
-        _put(souped, self.soup.including(_weights(now), self.state.step - self.state.begun, self.state.begun))
+        put(souped, self.soup.including(weights_of(now), self.state.step - self.state.begun, self.state.begun))
         return souped
 
     def _next_look(self) -> int:
@@ -544,9 +482,10 @@ class _Trainer:
     def _seen(self, student: Student) -> float:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
         rows = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))[:SEEN]
-        vectors = embed_plain(student, self.data.pixels[np.sort(rows)], self.data.size, self.data.keep)
-        found = fidelity_scores(self.data.targets[np.sort(rows)], vectors, metrics.reach(len(rows)))
-        return float(found.overlap.mean())
+        rows = np.sort(rows)
+        vectors = embed_plain(student, self.data.pixels[rows], self.data.size, self.data.keep)
+        task = metrics.Task.among(np.arange(len(rows), dtype=np.int64))
+        return float(metrics.overlap(task, self.data.targets[rows], vectors, metrics.reach(len(rows))).mean())
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None
@@ -584,7 +523,7 @@ class _Trainer:
         """
         if self.state.best_step == self.state.step:
             return self.state.step
-        best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(_weights(last))
+        best, reached = self._shipped(read_weights(self.rundir.best)), self._shipped(weights_of(last))
         other_shares = self.finetune and not self.state.best_step  # of the start, which `_blend` tries before giving up
         if (worse(reached, first) and not other_shares) or best.nearer(reached, EARLIER):
             return self.state.best_step
@@ -593,8 +532,8 @@ class _Trainer:
 
     def _shipped(self, weights: dict[str, Tensor]) -> Scores:
         """Of weights with the usual share of the start's where that was pretrained."""
-        mixed = _mixed(weights, read_weights(self.rundir.start), USUAL) if self.finetune else weights
-        self.student.load_state_dict(mixed)
+        shipped = mixed(weights, read_weights(self.rundir.start), USUAL) if self.finetune else weights
+        self.student.load_state_dict(shipped)
         return self._scores(self.student)
 
     def _blend(self, step: int, first: Scores) -> float:
@@ -612,14 +551,14 @@ class _Trainer:
         start = read_weights(self.rundir.start)
         found = dict[float, Scores]()
         for share in SHARES:
-            self.student.load_state_dict(_mixed(best, start, share))
+            self.student.load_state_dict(mixed(best, start, share))
             found[share] = self._scores(self.student)
             self.log.write({"start_share": share, **found[share].means()})
         best_first = sorted(SHARES, key=lambda one: float(found[one].divergence.mean()))
         chosen = next((share for share in best_first if found[share].nearer(found[USUAL], CERTAIN)), USUAL)
         if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
             chosen = next((share for share in best_first if not worse(found[share], first)), 1.0)
-        self.student.load_state_dict(_mixed(best, start, chosen))
+        self.student.load_state_dict(mixed(best, start, chosen))
         return chosen
 
     def _save_checkpoint(self) -> None:
@@ -682,120 +621,3 @@ def _ramped(decay: float) -> Callable[[Any, Any, Any], None]:
                 old.copy_(new)
 
     return average
-
-
-def fidelity_scores(
-    teacher_VE: NDArray[np.float32],
-    student_VD: NDArray[np.float32],
-    k: int,
-    gallery_VD: NDArray[np.float32] | None = None,
-) -> Scores:
-    """How vectors of held-out images, (V, E) and (V, D), rank each against all others.
-
-    gallery_VD: what the student's vectors are put to, themselves where it is None.
-    """
-    rows = np.arange(len(teacher_VE), dtype=np.int64)
-    task = Task(query=rows, gallery=rows, labels=None)
-    theirs_VE, ours_VD = (torch.from_numpy(np.ascontiguousarray(one, np.float32)) for one in (teacher_VE, student_VD))
-    put_to_VD = ours_VD if gallery_VD is None else torch.from_numpy(np.ascontiguousarray(gallery_VD, np.float32))
-    apart = divergences(ours_VD @ put_to_VD.T, theirs_VE @ theirs_VE.T)
-    return Scores(
-        overlap=metrics.overlap(task, teacher_VE, student_VD, k, gallery_VD),
-        spearman=metrics.spearman(task, teacher_VE, student_VD, gallery_VD),
-        divergence=apart.double().numpy(),
-    )
-
-
-def averaged(every: Sequence[Scores]) -> Scores:
-    """The mean of several scores, image by image."""
-    return Scores(**{name: np.mean([one.lists()[name] for one in every], axis=0) for name in every[0].lists()})
-
-
-def worse(scores: Scores, others: Scores) -> bool:
-    """Whether held-out images are ranked worse than by others, by both measures together.
-
-    Overlap takes few values and looks at the nearest alone: of a hundred images it hardly tells what the correlation of
-    all ranks does. The paired gains of both are added, each in its own standard deviation; an overlap that is lower by
-    more than a standard error is worse by itself.
-    """
-    gains = [scores.overlap - others.overlap, scores.spearman - others.spearman]
-    sizes = [float(gain.mean() / max(gain.std(), 1e-12)) for gain in gains]
-    return metrics.ahead(others.overlap, scores.overlap, 1) or sum(sizes) < 0
-
-
-def as_fidelity(scores: Scores) -> Fidelity:
-    return Fidelity(overlap_at_10=metrics.interval(scores.overlap), spearman=metrics.interval(scores.spearman))
-
-
-def save_weights(path: Path, student: Student) -> None:
-    """Write a student's weights as safetensors, atomically; what only training needs is left out."""
-    state = _weights(student)
-    write_bytes(path, lambda fresh: save_file(state, fresh))
-
-
-def _weights(student: Student) -> dict[str, Tensor]:
-    """A student's tensors by name, without what only training needs."""
-    kept = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith("anchor.")}
-    # clones: a network may use one tensor under several names, and safetensors refuses those that share memory
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
-
-
-def _put(student: Student, weights: dict[str, Tensor]) -> None:
-    """Load what `_weights` gives; an anchor, which it leaves out, stays as it is."""
-    found = student.load_state_dict(weights, strict=False)
-    assert not found.unexpected_keys and all(name.startswith("anchor.") for name in found.missing_keys), found
-
-
-def load_weights(path: Path, student: Student) -> None:
-    """Read a student's weights as `save_weights` wrote them."""
-    student.load_state_dict(read_weights(path))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _mixed(weights: dict[str, Tensor], other: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    return {name: _lerp(tensor, other[name], share) for name, tensor in weights.items()}
-
-
-def _lerp(tensor: Tensor, other: Tensor, share: float) -> Tensor:
-    """tensor + share · (other − tensor); counters stay as they are."""
-    return torch.lerp(tensor, other, share) if tensor.is_floating_point() else tensor
-
-
-def save_checkpoint(path: Path, parts: Parts, state: State) -> None:
-    """Write everything training needs to go on bit for bit."""
-    tensors = {f"student.{name}": tensor for name, tensor in parts.student.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in parts.average.state_dict().items()}
-    for number, values in parts.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in values.items()}
-    tensors |= {f"kept.{name}": tensor for name, tensor in parts.kept.items()}
-    cpu = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, lambda fresh: save_file(cpu, fresh, metadata={"state": json.dumps(asdict(state))}))
-
-
-def load_checkpoint(path: Path, parts: Parts) -> State:
-    """Put a checkpoint back into what it was made of; returns where it stood."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        stood = json.loads(file.metadata()["state"])
-    if set(stood) != {one.name for one in fields(State)}:
-        raise DistillError(f"{path} was made by another version", "begin again with --restart")
-    state = State(**stood)
-    groups: dict[str, dict[str, Tensor]] = {"student": {}, "average": {}, "optimiser": {}, "kept": {}}
-    for name, tensor in tensors.items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = tensor
-    parts.student.load_state_dict(groups["student"])
-    parts.average.load_state_dict(groups["average"])
-    saved = parts.optimiser.state_dict()
-    for name, tensor in groups["optimiser"].items():
-        number, _, key = name.partition(".")
-        saved["state"].setdefault(int(number), {})[key] = tensor
-    parts.optimiser.load_state_dict(saved)
-    for name, tensor in parts.kept.items():
-        tensor.copy_(groups["kept"][name])
-    return state

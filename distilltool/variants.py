@@ -150,7 +150,7 @@ def judge(sample: Sample, found: NDArray[np.float32], reference: NDArray[np.floa
         return Judged(cosine_min=0.0, cosine_mean=0.0, overlap=nothing, fidelity=None, loss=None, reason=INFINITE)
     cosine = (unit(sample.vectors) * unit(found)).sum(axis=1)
     every = np.arange(len(found), dtype=np.int64)
-    task, k = Task(query=every, gallery=every, labels=None), metrics.reach(len(found))
+    task, k = Task.among(every), metrics.reach(len(found))
     fidelity, loss = None, None
     if sample.answers is not None:
         before, now = (metrics.overlap(task, sample.answers, one, k) for one in (reference, found))

@@ -25,8 +25,8 @@ from distilltool.sources import Source
 from distilltool.students import Backbone, Start
 from distilltool.target import parse
 from distilltool.teacher import TeacherOptions, open_teacher
-from distilltool.train import read_weights
 from distilltool.trial import Choice, Scored, Trial
+from distilltool.weights import read_weights
 
 pytestmark = pytest.mark.slow
 SIDE = 128

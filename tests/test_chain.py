@@ -20,7 +20,7 @@ import distilltool
 from distilltool.cli import app
 from distilltool.recipe import shipped
 from distilltool.report import to_json
-from distilltool.train import read_weights
+from distilltool.weights import read_weights
 
 STUDENT = "timm:test_efficientnet"
 PRE = ["scale=1/255", "mean=0.5", "std=0.5"]

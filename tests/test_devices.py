@@ -21,7 +21,7 @@ from distilltool.cli import app
 from distilltool.energy import open_meter
 from distilltool.measured import ON_DEVICE
 from distilltool.runtime import DEVICES
-from distilltool.train import read_weights
+from distilltool.weights import read_weights
 
 HERE = devices()
 PRE = ("scale=1/255", "mean=0.5", "std=0.5")

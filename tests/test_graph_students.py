@@ -17,7 +17,7 @@ from distilltool.errors import DistillError
 from distilltool.report import to_json
 from distilltool.rundir import read_json
 from distilltool.teacher import open_teacher
-from distilltool.train import read_weights
+from distilltool.weights import read_weights
 
 pytestmark = pytest.mark.slow
 QUICK = ["schedule.epochs=2", "schedule.batch=16", "schedule.evaluations=2"]

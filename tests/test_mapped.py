@@ -18,7 +18,7 @@ from distilltool.mapped import BESIDE, USED, Map
 from distilltool.metrics import Task
 from distilltool.report import DistillReport
 from distilltool.ridge import Head
-from distilltool.train import Scores
+from distilltool.scores import Scores
 
 SCALED = ("scale=1/255", "mean=0.5", "std=0.5")
 CENTRED = aim.LEVELS[1]

@@ -18,8 +18,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from distilltool.augment import Batch
 from distilltool.errors import DistillError, Interrupted
+from distilltool.scores import Scores
 from distilltool.soup import Soup
-from distilltool.train import Scores, _ramped, _schedule, _Trainer, _weights, read_weights, save_weights
+from distilltool.train import _ramped, _schedule, _Trainer
+from distilltool.weights import read_weights, save_weights, weights_of
 
 STEPS = 4
 PATIENT = "schedule.patience=1000"
@@ -133,7 +135,7 @@ def test_each_run_begins_at_the_start_and_ends_slowly(tmp_path: Path) -> None:
                 one._judge(scores(0))
             one._begin_again()
             start = read_weights(one.rundir.start)
-            assert all(torch.equal(start[name], tensor) for name, tensor in _weights(one.student).items())
+            assert all(torch.equal(start[name], tensor) for name, tensor in weights_of(one.student).items())
     assert one.state.runs == 3 and one.state.begun == 12
     assert rates[:4] == pytest.approx([_schedule(step, 16, 0.05) for step in range(4)])
     assert rates[4:] == pytest.approx([_schedule(step, 4, 0.05) for step in range(4)] * 2)
@@ -149,10 +151,10 @@ def test_what_is_judged_and_kept_is_the_average_of_all_runs(tmp_path: Path) -> N
     for number in range(14):
         one._step(batches)
         if number in (3, 7, 11):
-            each.append(_weights(one.average.module))  # type: ignore[arg-type]
+            each.append(weights_of(one.average.module))  # type: ignore[arg-type]
             one._begin_again()
-    each.append(_weights(one.average.module))  # type: ignore[arg-type]
-    found = _weights(one._reached())
+    each.append(weights_of(one.average.module))  # type: ignore[arg-type]
+    found = weights_of(one._reached())
     for name in found:
         wanted = sum(steps * weights[name] for steps, weights in zip((4, 4, 4, 2), each, strict=True)) / 14
         torch.testing.assert_close(found[name], wanted)
@@ -180,7 +182,7 @@ def test_statistics_of_batches_begin_again_and_are_averaged_too(tmp_path: Path) 
     one = souped(tmp_path)
     one.student.backbone.append_norm = torch.nn.BatchNorm1d(3)
     one.average = AveragedModel(one.student, multi_avg_fn=_ramped(0.99), use_buffers=True)
-    one.soup = Soup(_weights(one.student))
+    one.soup = Soup(weights_of(one.student))
     begun(one)
     one.state.lap, one.state.step = STEPS, STEPS
     name = next(name for name in one.student.state_dict() if name.endswith("append_norm.running_mean"))
@@ -191,7 +193,7 @@ def test_statistics_of_batches_begin_again_and_are_averaged_too(tmp_path: Path) 
             one._begin_again()
             assert (one.student.state_dict()[name] == 0).all()
             one.state.step += STEPS
-    assert _weights(one._reached())[name].tolist() == pytest.approx([2.0] * 3)
+    assert weights_of(one._reached())[name].tolist() == pytest.approx([2.0] * 3)
 
 
 def test_a_time_budget_is_kept_to_in_several_runs(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_a_stop_changes_nothing(tmp_path: Path, stop: int, looks: int) -> None:
 
     def ended(one: _Trainer) -> dict[str, Tensor]:
         assert one.run().runs == one.state.runs + 1 > 2
-        return _weights(one.student)
+        return weights_of(one.student)
 
     whole = ended(souped(tmp_path / "whole", total=20, looks=looks))
     stopped = souped(tmp_path / "stopped", total=20, looks=looks)

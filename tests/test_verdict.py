@@ -12,10 +12,11 @@ from test_chain import SMALL
 
 import distilltool
 from distilltool import objective, train
+from distilltool.checkpoint import State
 from distilltool.errors import DistillError
 from distilltool.report import Fidelity, Interval
 from distilltool.stages.distill import _verdict
-from distilltool.train import Outcome, State
+from distilltool.train import Outcome
 
 
 def ended(

@@ -6,7 +6,7 @@ import torch
 
 from distilltool.student import Student
 from distilltool.students import Start, build
-from distilltool.train import load_weights, save_weights
+from distilltool.weights import load_weights, save_weights
 
 
 def coat(seed: int) -> Student:

@@ -41,11 +41,13 @@ from distilltool.progress import Progress
 from distilltool.recipe import Recipe, Space
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
 from distilltool.rundir import RunDir, check_room, read_json, write_array, write_bytes, write_json
+from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, worse
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.tracking import RunLog
-from distilltool.train import Data, Outcome, Scores
+from distilltool.train import Data, Outcome
 from distilltool.trial import Choice, Trial
+from distilltool.weights import load_weights, read_weights, save_weights
 
 MIN_IMAGES = 32
 LEAST_SEEN = 0.25  # share of an image's sides
@@ -487,14 +489,14 @@ class _Mapped:
     @property
     def both(self) -> Scores:
         """The mean of both galleries."""
-        return train.averaged((self.own, self.theirs))
+        return averaged((self.own, self.theirs))
 
 
 def _mapped_start(student: Student, choice: Choice, data: Data, recipe: Recipe, run: RunDir) -> tuple[_Mapped, float]:
     """The untrained student in the teacher's space, and the seconds it took to map and to judge it."""
     began = time.perf_counter()
     if run.checkpoint.exists():  # a run that goes on: the student is still to be loaded
-        student.load_state_dict(train.read_weights(run.start), strict=False)
+        student.load_state_dict(read_weights(run.start), strict=False)
     found = _fitted(student, choice, data, recipe)
     return found, time.perf_counter() - began
 
@@ -512,13 +514,13 @@ def _mapped(
     """Map what was trained in a space of its own into the teacher's; where it ranks worse than untrained, the start is
     put back."""
     last = _fitted(student, choice, data, recipe) if outcome.kept_step else untrained
-    if outcome.kept_step and train.worse(last.both, untrained.both):
-        student.load_state_dict(train.read_weights(run.start))
+    if outcome.kept_step and worse(last.both, untrained.both):
+        student.load_state_dict(read_weights(run.start))
         last, outcome = untrained, replace(outcome, kept_step=0, start_share=1.0)
     beside = f", {100 * choice.beside:.0f} % of it the features themselves" if choice.beside else ""
     progress.note(f"mapped into the teacher's space: ridge {last.head.strength:.2g}{beside}")
     student.map_by(last.head.weight, last.head.bias)
-    return replace(outcome, fidelity=train.as_fidelity(last.own), undistilled=train.as_fidelity(untrained.own))
+    return replace(outcome, fidelity=as_fidelity(last.own), undistilled=as_fidelity(untrained.own))
 
 
 def _fitted(student: Student, choice: Choice, data: Data, recipe: Recipe) -> _Mapped:
@@ -536,7 +538,7 @@ def _fitted(student: Student, choice: Choice, data: Data, recipe: Recipe) -> _Ma
     held = torch.from_numpy(embed(student, data.held_pixels, features=True)) - centre
     vectors = unit((held @ head.weight.T + head.bias).numpy())
     k = metrics.reach(len(vectors))
-    own, theirs = (train.fidelity_scores(data.held_targets, vectors, k, one) for one in (vectors, data.held_targets))
+    own, theirs = (fidelity_scores(data.held_targets, vectors, k, one) for one in (vectors, data.held_targets))
     return _Mapped(head=head, own=own, theirs=theirs)
 
 
@@ -704,7 +706,7 @@ def _finish(
     """Write weights, card and, last, the manifest; then drop what only training needed."""
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     in_space = recipe.space == "teacher"
-    train.save_weights(run.weights, student)
+    save_weights(run.weights, student)
     if architecture is not None:
         write_bytes(run.architecture, lambda fresh: _write(fresh, architecture))
     card = StudentCard(
@@ -783,7 +785,7 @@ def load_student(run: RunDir) -> TorchEmbedder:
         raise DistillError(f"the run {run.root} was made by an earlier version", "run distill again, with --restart")
     student = Student(backbone, card.head, card.bias)
     try:
-        train.load_weights(run.weights, student)
+        load_weights(run.weights, student)
     except RuntimeError:
         raise DistillError(f"the weights in {run.root} do not fit its student", imported.REMADE) from None
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
