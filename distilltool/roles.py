@@ -126,6 +126,9 @@ def role_of(graph: Graph, name: str, shapes: Mapping[str, Value]) -> tuple[Outpu
     if any(word in low for word in BOX_NAMES):
         return "detections", "its name"
     if shape is not None and len(sides(shape)) > 1:
+        match next((one.shape for one in graph.outputs if one.name == name), None):
+            case (_, int(numbers), str()):  # tokens vary in number, not in length
+                return "detections", f"{numbers} numbers for each of as many places as an image has"
         return _role_of_many(shape)
     found = tail(graph, name, shapes)
     if found is not None and found.squashed:

@@ -14,6 +14,7 @@ from test_shapes import TOWERS, End, ending, linear, network, node, save, two_to
 from typer.testing import CliRunner
 
 import distilltool
+from distilltool import guess
 from distilltool.anatomy import dissect
 from distilltool.cli import app
 from distilltool.report import InspectReport
@@ -202,6 +203,32 @@ def test_what_stands_in_the_way_is_exit_code_1(tmp_path: Path) -> None:
     assert found["kind"] == "detector" and found["embedding"] is None and "--output" in found["problem"]
     assert run(onnx_teacher(tmp_path / "t.onnx")).exit_code == 0
     assert run(tmp_path / "nothing.onnx").exit_code == 1
+
+
+def test_numbers_for_each_place_are_no_tokens(tmp_path: Path) -> None:
+    """Of a detector whose places follow from the image's size no pooling is offered; a layer before them is taken."""
+    path = save(
+        tmp_path / "t.onnx",
+        [node("Relu", ["x"], ["inner"]), node("Reshape", ["inner", "flat"], ["output0"])],
+        [value("x", FLOAT, ["N", 3, "height", "width"])],
+        [value("output0", FLOAT, ["N", 48, "places"])],
+        {"flat": np.array([0, 48, -1], np.int64)},
+    )
+    found = distilltool.inspect(path, preprocess=[*PRE, "size=32"])
+    assert found.kind == "detector" and found.embedding is None
+    assert found.problem is not None and "--output" in found.problem and "--pool" not in found.problem
+    asked = distilltool.inspect(path, preprocess=[*PRE, "size=32"], output="inner", pool="avg")
+    assert asked.problem is None and (asked.embedding, asked.dim) == ("inner", 3)
+
+
+def test_a_folder_that_tells_nothing_is_not_asked_for_again(tmp_path: Path) -> None:
+    """The warning says that these images do not tell, not that images would."""
+    path = onnx_teacher(tmp_path / "t.onnx")
+    photo_folder(tmp_path / "imgs", 32, size=(32, 32))
+    assert f"{guess.FEWEST} images or more" in str(distilltool.inspect(path).warnings)
+    found = distilltool.inspect(path, tmp_path / "imgs")
+    assert found.guess is not None and not found.guess["clear"]
+    assert "these images do not tell" in str(found.warnings)
 
 
 def test_a_custom_operator_is_said(tmp_path: Path) -> None:

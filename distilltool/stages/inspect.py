@@ -62,7 +62,7 @@ def inspect(
             trial = _try(model, settled, anatomy.size or (224, 224), photos, progress)
         except DistillError as error:
             problem = (error.message, error.fix)
-    report = _report(anatomy, model, settled, trial, problem, tensors)
+    report = _report(anatomy, model, settled, trial, problem, tensors, unclear=ranking is not None)
     return report if ranking is None else replace(report, guess=outcome_of(ranking))
 
 
@@ -127,13 +127,19 @@ def _report(
     trial: Trial | None,
     problem: tuple[str, str] | None,
     tensors: bool,
+    *,
+    unclear: bool,
 ) -> InspectReport:
+    """unclear: images were looked at to find out how it wants them; where that is not settled, they did not tell."""
     warnings = list(trial.warnings) if trial is not None else []
     if problem is None and preprocess is None:
         warnings.append(
-            "nothing says how it wants its images prepared; with a folder of images it can be guessed"
-            if trial is not None and not trial.images
-            else "nothing says how it wants its images prepared"
+            "nothing says how it wants its images prepared, "
+            + (
+                "and these images do not tell"
+                if unclear
+                else f"with a folder of {guess.FEWEST} images or more it can be guessed"
+            )
         )
     if anatomy.choice is not None and not anatomy.counted:
         warnings.append("some shapes are not known without running it: FLOPs are a lower bound")
