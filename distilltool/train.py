@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -39,11 +39,11 @@ PACE = 24  # batches from whose time the rest is forecast again
 PART = 32  # images whose gradient is passed on at a time, where a step takes several batches
 SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
-SHARES = (0.0, 0.25, 0.5, 0.75)  # of the start's weights, tried at the end where the start was pretrained
+USUAL = 0.5  # the share of the start's weights that is taken where held-out images do not tell
+SHARES = ((0.25, 0.0), (0.75,))  # others, tried at the end: from the usual one step by step to either side
 CERTAIN = 2  # standard errors by which something else than the usual must be better
 EARLIER = 3  # by which earlier weights must be: the best of twenty looks is better by two by chance alone
 FORESEEN = 4  # times the steps after which it is judged, for which the first run's learning rate is set
-USUAL = 0.5  # the share that is taken where held-out images do not tell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -541,8 +541,8 @@ class _Trainer:
         start's share.
 
         Averaging fine-tuned weights with those they came from keeps what the start knew of unlike images (WiSE-FT,
-        Wortsman et al., CVPR 2022); a start from nothing has nothing to keep. Half is taken unless another share ranks
-        held-out images better by more than two standard errors: few images tell smaller differences by chance alone.
+        Wortsman et al., CVPR 2022); a start from nothing has nothing to keep. Half is taken unless held-out images
+        speak for another share (`_proven`).
         """
         best = read_weights(self.rundir.best)
         if not (self.finetune and step):
@@ -550,13 +550,13 @@ class _Trainer:
             return float(self.finetune)  # the best is the start itself
         start = read_weights(self.rundir.start)
         found = dict[float, Scores]()
-        for share in SHARES:
+        for share in sorted((USUAL, *SHARES[0], *SHARES[1])):
             self.student.load_state_dict(mixed(best, start, share))
             found[share] = self._scores(self.student)
             self.log.write({"start_share": share, **found[share].means()})
-        best_first = sorted(SHARES, key=lambda one: float(found[one].divergence.mean()))
-        chosen = next((share for share in best_first if found[share].nearer(found[USUAL], CERTAIN)), USUAL)
+        chosen = _proven(found)
         if worse(found[chosen], first):  # what ranks held-out images worse than the undistilled is not shipped
+            best_first = sorted(found, key=lambda one: float(found[one].divergence.mean()))
             chosen = next((share for share in best_first if not worse(found[share], first)), 1.0)
         self.student.load_state_dict(mixed(best, start, chosen))
         return chosen
@@ -569,6 +569,22 @@ class _Trainer:
         if self.soup is not None:
             kept |= {f"soup.{name}": tensor for name, tensor in self.soup.mean.items()}
         return Parts(student=self.student, average=self.average, optimiser=self.optimiser, kept=kept)
+
+
+def _proven(found: Mapping[float, Scores]) -> float:
+    """The share of the start's weights that held-out images speak for: away from the usual one as long as each step is
+    nearer to the teacher than the one before by more than two standard errors.
+
+    They are like those trained on, which less of the start suits; what it knew of unlike ones they cannot tell, so each
+    further step has to be proved against the last.
+    """
+    chosen = USUAL
+    for side in SHARES:
+        for share in side:
+            if not found[share].nearer(found[chosen], CERTAIN):
+                break
+            chosen = share
+    return chosen
 
 
 def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Optimizer:

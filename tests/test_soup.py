@@ -20,7 +20,7 @@ from distilltool.augment import Batch
 from distilltool.errors import DistillError, Interrupted
 from distilltool.scores import Scores
 from distilltool.soup import Soup
-from distilltool.train import _ramped, _schedule, _Trainer
+from distilltool.train import _proven, _ramped, _schedule, _Trainer
 from distilltool.weights import read_weights, save_weights, weights_of
 
 STEPS = 4
@@ -47,8 +47,8 @@ def begun(one: _Trainer) -> _Trainer:
     return one
 
 
-def scores(divergence: float) -> Scores:
-    each = divergence + np.random.default_rng(0).uniform(-0.01, 0.01, 20)
+def scores(divergence: float, seed: int = 0) -> Scores:
+    each = divergence + np.random.default_rng(seed).uniform(-0.01, 0.01, 20)
     return Scores(overlap=np.full(20, 0.5), spearman=np.full(20, 0.5), divergence=each)
 
 
@@ -254,6 +254,25 @@ def test_nearer_is_less_divergence_beyond_so_many_standard_errors(gain: float, e
     first = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=np.ones(100))
     last = Scores(overlap=np.zeros(100), spearman=np.zeros(100), divergence=1 - gain + apart)
     assert last.nearer(first, errors) is is_nearer
+
+
+@pytest.mark.parametrize(
+    ("none", "quarter", "more", "chosen"),
+    [
+        (0.90, 0.95, 1.05, 0.0),  # each step gains 0.05, some thirty standard errors
+        (0.949, 0.95, 1.05, 0.25),  # the second gains nothing that can be told from chance
+        (0.90, 0.999, 1.05, 0.5),  # nor does the first, whatever lies beyond it
+        (1.10, 1.05, 0.95, 0.75),
+        (1.10, 1.05, 1.0, 0.5),
+    ],
+)
+def test_each_step_away_from_half_of_the_start_is_proved(
+    none: float, quarter: float, more: float, chosen: float
+) -> None:
+    """Divergences of held-out images with none, a quarter, half (1) and three quarters of the start's weights."""
+    values = {0.0: none, 0.25: quarter, 0.5: 1.0, 0.75: more}
+    found = {share: scores(value, seed) for seed, (share, value) in enumerate(values.items())}
+    assert _proven(found) == chosen
 
 
 @pytest.mark.parametrize(("finetune", "kept"), [(True, 9), (False, 0)])
