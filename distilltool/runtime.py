@@ -11,12 +11,13 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_state
 from numpy.typing import NDArray
 
 from distilltool.errors import DistillError
-from distilltool.onnx_file import first_line
+from distilltool.onnx_file import first_line, read_model
 
 # what onnxruntime raises when it refuses or fails: a dozen classes of its own without a common base
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -83,7 +84,7 @@ def open_session(
             session = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
                 options,
-                providers=_with_helpers(provider, threads),
+                providers=_with_helpers(provider, threads, model),
                 enable_fallback=0,  # it would print to stdout and go on with the CPU
             )
     except RUNTIME_ERRORS as error:
@@ -202,11 +203,21 @@ def _mend(device: str, missing: Sequence[str]) -> str:
     return f"check {LIBRARIES.get(device, 'its driver and libraries')}{absent}, or use --device cpu"
 
 
-def _with_helpers(provider: str, threads: int) -> list[str | tuple[str, dict[str, str]]]:
+def _with_helpers(provider: str, threads: int, model: Path | bytes) -> list[str | tuple[str, dict[str, str]]]:
     """The provider, then the one it hands over to what it cannot do; onnxruntime adds the CPU by itself."""
     if provider == "OpenVINOExecutionProvider":  # it has threads of its own, as many as the host has processors
         return [(provider, {"num_of_threads": str(threads)})]
-    return [provider, "CUDAExecutionProvider"] if provider == "TensorrtExecutionProvider" else [provider]
+    if provider == "TensorrtExecutionProvider":
+        return [(provider, _of_tensorrt(model)), "CUDAExecutionProvider"]
+    return [provider]
+
+
+def _of_tensorrt(model: Path | bytes) -> dict[str, str]:
+    """The precisions that TensorRT may compute in: those that the graph itself has, and float32."""
+    graph = (onnx.ModelProto.FromString(model) if isinstance(model, bytes) else read_model(model)).graph
+    halves = any(one.data_type == onnx.TensorProto.FLOAT16 for one in graph.initializer)
+    quantised = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    return {"trt_fp16_enable": str(int(halves)), "trt_int8_enable": str(int(quantised))}
 
 
 def _really_runs(session: ort.InferenceSession, provider: str) -> str:

@@ -16,7 +16,7 @@ from distilltool.metrics import Task
 from distilltool.onnx_file import opset_of
 from distilltool.precisions import FP32, Given
 from distilltool.report import Interval, Speedup
-from distilltool.teacher import open_teacher
+from distilltool.teacher import TeacherOptions, open_teacher
 
 if TYPE_CHECKING:
     from distilltool.student import TorchEmbedder
@@ -35,7 +35,7 @@ class Wanted:
     precisions: names; None for what can pay on this machine. min_overlap: of the ten nearest with float32's; max_drop:
     of the overlap with the teacher's ten nearest; smaller: share of float32's bytes from which a variant is welcome
     though it is not faster, None for no such share. mixed: where 8 bits rank worse, leave layers in float32. any_size:
-    add a file that resizes images itself. device: where they are timed.
+    add a file that resizes images itself. device: where they are judged and timed.
     """
 
     precisions: tuple[str, ...] | None = None
@@ -113,24 +113,27 @@ def make_variant(
         batches=lambda: calibration(sample.student, manifest),
         leave=quantising.around(model),
         saturates=latency.saturates(),
+        symmetric=wanted.device == "tensorrt",
         folder=within,
     )
-    variant = _finish(name, make(given), sample, reference, folder)
+    variant = _finish(name, make(given), sample, reference, folder, wanted.device)
     for share in STRETCHES if wanted.mixed and name == "int8-static" else ():
         if not worse(variant.judged, wanted):
             break
         left = quantising.sensitive(given, onnx.load(variant.file), share)
         mixed = replace(given, leave=(*given.leave, *left))
-        variant = replace(_finish(name, make(mixed), sample, reference, folder), left=len(left))
+        variant = replace(_finish(name, make(mixed), sample, reference, folder, wanted.device), left=len(left))
     return variant
 
 
-def _finish(name: str, model: onnx.ModelProto, sample: Sample, reference: NDArray[np.float32], folder: Path) -> Variant:
-    """Write a variant and judge it."""
+def _finish(
+    name: str, model: onnx.ModelProto, sample: Sample, reference: NDArray[np.float32], folder: Path, device: str
+) -> Variant:
+    """Write a variant and judge it by what the device makes of it."""
     file = folder / f"student.{name}.onnx"
     onnx.helper.set_model_props(model, {**{one.key: one.value for one in model.metadata_props}, PRECISION_KEY: name})
     onnx.save_model(model, file)
-    judged = judge(sample, open_teacher(file).embed(sample.images), reference)
+    judged = judge(sample, open_teacher(file, TeacherOptions(device=device)).embed(sample.images), reference)
     return Variant(precision=name, file=file, opset=opset_of(model), judged=judged)
 
 

@@ -60,14 +60,15 @@ def compare(model: Timed, baseline: Timed, again: Timed) -> Compared:
     return Compared(ratio=ratio, noise=noise, widened=widen(ratio, noise), p=p)
 
 
-def speedup(model: Timed, baseline: Timed) -> Speedup:
-    """Baseline over model of blocks that were measured in turns: above 1 is faster. Nothing is known of the noise."""
-    found = _interval(np.log(_times(baseline)) - np.log(_times(model)))
+def speedup(model: Timed, baseline: Timed, noise: Interval = EXACT) -> Speedup:
+    """Baseline over model of blocks that were measured in turns: above 1 is faster. noise: of the baseline over itself,
+    by which the interval is widened where it is known."""
+    found = widen(_interval(np.log(_times(baseline)) - np.log(_times(model))), noise)
     return Speedup(value=found.value, low=found.low, high=found.high)
 
 
 def noise_of(one: Timed, again: Timed) -> Interval:
-    """A model over itself in a second process, block by block."""
+    """A model over itself, opened a second time, block by block."""
     return _interval(np.log(_times(again)) - np.log(_times(one)))
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from builders import devices, onnx_teacher, photo_folder
@@ -17,6 +18,7 @@ from servers import environment
 from typer.testing import CliRunner
 
 import distilltool
+from distilltool import runtime
 from distilltool.cli import app
 from distilltool.energy import open_meter
 from distilltool.measured import ON_DEVICE
@@ -111,3 +113,19 @@ def test_a_build_for_gpus_without_one(work: Path, device: str) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert device in done.stderr and "nvidia-smi" in done.stderr and "or use --device cpu" in done.stderr
     assert "onnxruntime_src" not in done.stderr and sys.prefix not in done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "quantised"), [("float32", False), ("float16", False), ("float32", True)])
+def test_tensorrt_computes_in_what_the_graph_has(dtype: str, quantised: bool) -> None:
+    """Half precision where weights have it and 8 bits where there are QDQ pairs, and in neither unasked."""
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), dtype), "w")
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    held = [weight, onnx.numpy_helper.from_array(np.array(1, np.float32), "s")]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if quantised:
+        nodes = [onnx.helper.make_node("QuantizeLinear", ["x", "s"], ["q"])]
+    values = (onnx.helper.make_tensor_value_info(name, kind, ["N", 4]) for name in ("x", "y"))
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [next(values)], [next(values)], held))
+    wanted = {"trt_fp16_enable": str(int(dtype == "float16")), "trt_int8_enable": str(int(quantised))}
+    found = runtime._with_helpers("TensorrtExecutionProvider", 1, model.SerializeToString())
+    assert found == [("TensorrtExecutionProvider", wanted), "CUDAExecutionProvider"]

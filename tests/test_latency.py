@@ -5,7 +5,7 @@ import pytest
 
 from distilltool import latency
 from distilltool.latency import EARNED, Timed, interleaved, summarise
-from distilltool.versus import speedup
+from distilltool.versus import noise_of, speedup
 
 pytestmark = pytest.mark.alone
 
@@ -61,6 +61,15 @@ def test_speedup_interval_tells_noise() -> None:
     calm, wild = speedup(noisy(0.01), noisy(0.01)), speedup(noisy(0.3), noisy(0.3))
     assert calm.low <= calm.value <= calm.high and wild.low <= wild.value <= wild.high
     assert calm.high / calm.low < 1.1 < wild.high / wild.low
+
+
+def test_what_a_model_differs_from_itself_widens_a_speedup() -> None:
+    """A gain of 4 % is none where the baseline was 5 % from itself."""
+    model, base, again = (Timed(blocks=tuple(np.full(5, value) for _ in range(16))) for value in (0.96, 1.0, 1.05))
+    assert speedup(model, base).low > 1
+    found = speedup(model, base, noise_of(base, again))
+    assert found.value == pytest.approx(1 / 0.96)
+    assert (found.low, found.high) == pytest.approx((1 / 0.96 / 1.05, 1.05 / 0.96))
 
 
 def test_the_same_thing_is_as_fast_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:

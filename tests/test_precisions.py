@@ -23,7 +23,8 @@ from distilltool.report import Interval, Speedup
 from distilltool.rundir import read_json
 from distilltool.student import Student
 from distilltool.students import Start
-from distilltool.variants import Judged, Wanted
+from distilltool.teacher import TeacherOptions
+from distilltool.variants import Judged, Sample, Wanted
 
 SIZE = 64
 NETWORKS = {"convolves": "timm:mobilenetv3_small_050", "attends": "timm:vit_tiny_patch16_224"}
@@ -52,7 +53,8 @@ def given(graph: onnx.ModelProto, folder: Path, **changed: Any) -> Given:
     def batches() -> Iterator[NDArray[np.uint8]]:
         return (pixels[at : at + 8] for at in range(0, len(pixels), 8))
 
-    values = {"batches": batches, "leave": quantising.around(graph), "saturates": False, "folder": folder, **changed}
+    settled = {"leave": quantising.around(graph), "saturates": False, "symmetric": False}
+    values: dict[str, Any] = {"batches": batches, "folder": folder, **settled, **changed}
     return Given(model=graph, **values)
 
 
@@ -94,6 +96,78 @@ def test_pixels_and_length_stay_in_float32(graph: onnx.ModelProto, tmp_path: Pat
     assert readers and all(node.op_type != "QuantizeLinear" for node in readers)
     assert makers["embedding"].op_type == "Div"
     assert all(makers[name].op_type != "DequantizeLinear" for name in makers["embedding"].input if name in makers)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Numbers a graph holds, by name."""
+    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saturates", "symmetric"), [(False, False), (True, False), (True, True)])
+def test_eight_bits_are_those_that_held_up(
+    saturates: bool, symmetric: bool, graph: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """Weights are signed with a scale for each channel, of 7 bits where sums saturate; activations unsigned, or signed
+    around zero for a device that wants it."""
+    made = precisions.find("int8-static")(given(graph, tmp_path, saturates=saturates, symmetric=symmetric))
+    held = constants(made)
+    activations = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    weights = [node for node in made.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in held]
+    weights = [node for node in weights if held[node.input[0]].ndim > 1]
+    assert activations and weights
+    zeros = [held[node.input[2]] for node in activations]
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.int8 if symmetric else np.uint8)}
+    assert not symmetric or not any(zero.any() for zero in zeros)
+    for node in weights:
+        numbers, scale = held[node.input[0]], held[node.input[1]]
+        assert numbers.dtype == np.int8 and scale.ndim == 1 and len(scale) in numbers.shape
+        assert (np.abs(numbers.astype(int)).max() <= 64) == saturates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saturates", [False, True])
+def test_without_calibration_products_alone_are_in_eight_bits(
+    saturates: bool, graph: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """No convolution is: of them onnxruntime makes slow ones; products have a scale for each output."""
+    made = precisions.find("int8-dynamic")(given(graph, tmp_path, saturates=saturates))
+    kinds = [node.op_type for node in made.graph.node]
+    assert "MatMulInteger" in kinds and "ConvInteger" not in kinds
+    plain = [node.op_type for node in graph.graph.node]
+    assert kinds.count("Conv") == plain.count("Conv")
+    held = constants(made)
+    weights = [
+        held[node.input[1]] for node in made.graph.node if node.op_type == "MatMulInteger" and node.input[1] in held
+    ]
+    assert weights and {one.dtype for one in weights} == {np.dtype(np.int8)}
+    assert all((np.abs(one.astype(int)).max() <= 64) == saturates for one in weights)
+    assert all(held[name].size > 1 for name in held if name.endswith("_scale") and "weight" in name)
+
+
+@pytest.mark.slow
+def test_variants_are_judged_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU makes of half precision is not what a processor makes of it."""
+    backbone = students.build(NETWORKS["convolves"], Start(input=SIZE, seed=0))
+    model = to_onnx(Student(backbone, 0, bias=False).eval(), (SIZE, SIZE), 20)
+    asked = list[str]()
+
+    class Opened:
+        def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            found = vectors(model, images)
+            return np.where(np.arange(len(found))[:, None] == 3, np.nan, found).astype(np.float32)
+
+    def opened(file: Path, options: TeacherOptions) -> Opened:
+        asked.append(options.device)
+        return Opened()
+
+    monkeypatch.setattr(variants, "open_teacher", opened)
+    pixels = smooth(16, 9)
+    plain = vectors(model, pixels)
+    sample = Sample(student=None, paths=(), images=pixels, vectors=plain, answers=None)  # type: ignore[arg-type]
+    wanted = Wanted(precisions=("fp16",), device="cuda")
+    made = variants.make_variant("fp16", model, sample, plain, {}, wanted, tmp_path)
+    assert asked == ["cuda"] and made.judged.reason == variants.INFINITE
 
 
 @pytest.mark.slow

@@ -29,13 +29,14 @@ class Given:
 
     model: the float32 graph. batches: prepared images to calibrate on, (N, H, W, 3) uint8 each, from the beginning at
     every call. leave: names of nodes that stay in float32, normalisation among them. saturates: the machine adds
-    products of 8 bits in 16. folder: for files on the way.
+    products of 8 bits in 16. symmetric: the device takes 8 bits around zero alone. folder: for files on the way.
     """
 
     model: "onnx.ModelProto"
     batches: Callable[[], Iterator[NDArray[np.uint8]]]
     leave: tuple[str, ...]
     saturates: bool
+    symmetric: bool
     folder: Path
 
 
