@@ -36,6 +36,7 @@ from distilltool.embedder import unit
 from distilltool.images import Photo
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Silent
+from distilltool.report import to_json
 from distilltool.selection.random import random
 from distilltool.sources import open_source
 from distilltool.student import Student, embed
@@ -254,6 +255,8 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
         "start share": report.start_share,
         "runs": report.soup,
         "held-out overlap": report.fidelity.overlap_at_10.value,
+        "held-out gain": to_json(report.gain),
+        "verdict": report.verdict,
         "held-out overlap, untrained": report.undistilled.overlap_at_10.value,
     }
     shutil.rmtree(run)

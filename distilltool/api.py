@@ -280,6 +280,7 @@ def distill(
             backbone,
             start,
             fit=fit,
+            changes=changes,
             isolate=isolate and isinstance(embedder, OnnxEmbedder),
             seconds=time_budget,
             trackers=log,

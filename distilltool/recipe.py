@@ -90,8 +90,8 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
-    """AdamW. lr: from random weights; lr_finetune: from pretrained ones, as a share of the root mean square of each
-    tensor's weights; clip: largest gradient norm; ema: decay of the weight average that is evaluated and kept, 0 for
+    """AdamW. lr, weight_decay: from random weights; lr_finetune: from pretrained ones, as a share of the root mean
+    square of each tensor's weights, which do not decay; clip: largest gradient norm; ema: decay of the weight average that is evaluated and kept, 0 for
     none; precision: of the network's forward pass in training."""
 
     lr: float = 3e-3
@@ -192,6 +192,25 @@ RANGES: dict[str, tuple[float, float]] = {
     "validation": (0.02, 0.5),
     "seed": (0, 2**31 - 1),
 }
+
+
+FROM_NOTHING = ("anchor", "optimiser.lr", "optimiser.weight_decay")  # read where the student starts from random weights
+FROM_PRETRAINED = (
+    "anchor_finetune",
+    "optimiser.lr_finetune",
+    "schedule.batches_finetune",
+    "soup.steps",
+    "soup.passes",
+    "reference.weight",
+    "reference.views",
+    "reference.input",
+)
+
+
+def unread(changes: Sequence[str], pretrained: bool) -> list[str]:
+    """Keys among changes (`key=value`) that a student with such a start does not read."""
+    keys = dict.fromkeys(change.partition("=")[0].strip() for change in changes)
+    return [key for key in keys if key in (FROM_NOTHING if pretrained else FROM_PRETRAINED)]
 
 
 def folder() -> Path:

@@ -145,12 +145,28 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """What training changed, held-out image by held-out image: distilled less undistilled, means with 95 % intervals.
+
+    divergence: of the distributions over all other images from the teacher's, the less the better; it tells smaller
+    differences than the nearest do. In the teacher's space each is the mean over the student's gallery and the
+    teacher's; of vectors that are cut, over their lengths.
+    """
+
+    overlap_at_10: Interval
+    spearman: Interval
+    divergence: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DistillReport:
     """What `distill` made. fidelity: of the weights kept, on held-out images; undistilled: of the same student
     before its first step. best_step: of the weights kept. start_share: how much of the start's weights these hold.
     soup: runs from the start that training was made of, whose weights are averaged; 1 for a single one.
     nested: of the same vectors cut to each of `--dims`, by length. seen: overlap on images trained on, undistilled and
-    where training ended, whatever weights are kept. k: neighbours compared, 10 unless fewer images were held out."""
+    where training ended, whatever weights are kept. k: neighbours compared, 10 unless fewer images were held out.
+    gain: what training changed. to_teacher: of a student in the teacher's space, how it ranks the teacher's own vectors
+    of held-out images, undistilled and distilled; {} for others."""
 
     run: str
     recipe: str
@@ -169,6 +185,8 @@ class DistillReport:
     soup: int = 1
     nested: dict[str, Fidelity] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
+    gain: Gain | None = None
+    to_teacher: dict[str, Fidelity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

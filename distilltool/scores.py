@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distilltool import metrics
 from distilltool.divergence import divergences
 from distilltool.metrics import Task
-from distilltool.report import Fidelity
+from distilltool.report import Fidelity, Gain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +73,12 @@ def worse(scores: Scores, others: Scores) -> bool:
     gains = [scores.overlap - others.overlap, scores.spearman - others.spearman]
     sizes = [float(gain.mean() / max(gain.std(), 1e-12)) for gain in gains]
     return metrics.ahead(others.overlap, scores.overlap, 1) or sum(sizes) < 0
+
+
+def gain(after: Scores, before: Scores) -> Gain:
+    """What changed from one to the other, image by image."""
+    changed = {name: metrics.interval(values - before.lists()[name]) for name, values in after.lists().items()}
+    return Gain(overlap_at_10=changed["overlap"], spearman=changed["spearman"], divergence=changed["divergence"])
 
 
 def as_fidelity(scores: Scores) -> Fidelity:

@@ -25,9 +25,9 @@ from distilltool.mixing import Bank, mix
 from distilltool.objective import sum_of_losses
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
-from distilltool.report import Fidelity
+from distilltool.report import Fidelity, Gain
 from distilltool.rundir import RunDir, read_json, write_json
-from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, worse
+from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, gain, worse
 from distilltool.soup import Soup
 from distilltool.student import Student, cut, embed
 from distilltool.tracking import RunLog
@@ -89,7 +89,9 @@ class Outcome:
     """How training ended. kept_step: of the weights kept; start_share: of the start's weights in it; fidelity: of
     what is in the student now; nested: of their vectors cut to each length that was asked for; seen: overlap of the
     nearest with the teacher's among images trained on, before training and where it ended; unasked: steps about images
-    that nobody was asked about; runs: from the start, whose weights are averaged; stopped: why there."""
+    that nobody was asked about; runs: from the start, whose weights are averaged; stopped: why there. gain: of what is
+    in the student now over the undistilled; to_teacher: in the teacher's space, the undistilled and the distilled put
+    to the teacher's own vectors."""
 
     state: State
     kept_step: int
@@ -102,6 +104,8 @@ class Outcome:
     seen: tuple[float, float]
     unasked: int
     runs: int
+    gain: Gain
+    to_teacher: tuple[Fidelity, Fidelity] | None = None
 
 
 def train(
@@ -454,8 +458,12 @@ class _Trainer:
         vectors = embed(student, self.data.held_pixels)
         every = list(self._nested(vectors).values())
         if self.recipe.space == "teacher":
-            every.append(fidelity_scores(self.data.held_targets, vectors, self.k, self.data.held_targets))
+            every.append(self._to_teacher(vectors))
         return averaged(every)
+
+    def _to_teacher(self, vectors: NDArray[np.float32]) -> Scores:
+        """Of vectors of held-out images in the teacher's space, (V, E), put to the teacher's own."""
+        return fidelity_scores(self.data.held_targets, vectors, self.k, self.data.held_targets)
 
     def _nested(self, vectors: NDArray[np.float32]) -> dict[int, Scores]:
         """Of vectors of held-out images, by the lengths they are cut to."""
@@ -474,9 +482,12 @@ class _Trainer:
         else:
             self.state.stale += 1
         if self.state.step == 0:
-            whole = fidelity_scores(self.data.held_targets, embed(student, self.data.held_pixels), self.k)
-            lists = [{name: one.tolist() for name, one in each.lists().items()} for each in (whole, scores)]
-            write_json(self.rundir.undistilled, {"whole": lists[0], "scores": lists[1], "seen": self._seen(student)})
+            vectors = embed(student, self.data.held_pixels)
+            first = {"whole": fidelity_scores(self.data.held_targets, vectors, self.k), "scores": scores}
+            if self.recipe.space == "teacher":
+                first["to_teacher"] = self._to_teacher(vectors)
+            lists = {kind: {name: one.tolist() for name, one in each.lists().items()} for kind, each in first.items()}
+            write_json(self.rundir.undistilled, {**lists, "seen": self._seen(student)})
         return scores
 
     def _seen(self, student: Student) -> float:
@@ -492,26 +503,29 @@ class _Trainer:
         reached = self._reached()
         learned = self._seen(reached)
         first = read_json(self.rundir.undistilled)
-        whole, start = (
-            Scores(**{name: np.array(one) for name, one in first[kind].items()}) for kind in ("whole", "scores")
-        )
+        seen = first.pop("seen")
+        before = {kind: Scores(**{name: np.array(one) for name, one in each.items()}) for kind, each in first.items()}
+        start = before["scores"]
         step = self._settle(reached, start)
         share = self._blend(step, start)
         step = step if share < 1 else 0
-        every = {dim: as_fidelity(one) for dim, one in self._nested(embed(self.student, self.data.held_pixels)).items()}
-        undistilled = as_fidelity(whole)
+        vectors = embed(self.student, self.data.held_pixels)
+        every = {dim: as_fidelity(one) for dim, one in self._nested(vectors).items()}
+        both = (before.get("to_teacher"), self._to_teacher(vectors) if "to_teacher" in before else None)
         return Outcome(
             start_share=share,
             state=replace(self.state),
             kept_step=step,
             fidelity=every[max(every)],
             nested=every if self.recipe.student.dims else {},
-            seen=(first["seen"], learned),
+            seen=(seen, learned),
             unasked=self._unasked_before(self.state.step),
             runs=self.state.runs + (self.state.step > self.state.begun),
-            undistilled=undistilled,
+            undistilled=as_fidelity(before["whole"]),
             k=self.k,
             stopped=stopped,
+            gain=gain(self._scores(self.student), start),
+            to_teacher=(as_fidelity(both[0]), as_fidelity(both[1])) if both[0] and both[1] else None,
         )
 
     def _settle(self, last: Student, first: Scores) -> int:

@@ -148,6 +148,8 @@ DISTILL = {
     "seed",
     "nested",
     "seen",
+    "gain",
+    "to_teacher",
 }
 INSPECT = {
     "path",

@@ -178,6 +178,29 @@ def default(key: str) -> Any:
     return found
 
 
+@pytest.mark.parametrize(
+    ("change", "pretrained", "named"),
+    [
+        ("anchor=0", True, ["anchor"]),
+        ("anchor=0", False, []),
+        ("optimiser.weight_decay=5", True, ["optimiser.weight_decay"]),
+        ("optimiser.lr_finetune=1e-4", True, []),
+        ("optimiser.lr_finetune=1e-4", False, ["optimiser.lr_finetune"]),
+        ("soup.steps=0", False, ["soup.steps"]),
+        ("mix.ratio=1", True, []),
+    ],
+)
+def test_keys_that_a_start_does_not_read(change: str, pretrained: bool, named: list[str]) -> None:
+    assert recipe.unread([change, "seed=1"], pretrained) == named
+
+
+def test_what_a_start_does_not_read_are_keys() -> None:
+    values = recipe.load("best").to_dict()
+    for key in (*recipe.FROM_NOTHING, *recipe.FROM_PRETRAINED):
+        table, _, last = key.rpartition(".")
+        assert last in (values[table] if table else values)
+
+
 def test_unknown_name_lists_what_ships() -> None:
     """A typo is answered with the names."""
     message = fault("dird")

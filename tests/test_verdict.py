@@ -14,15 +14,25 @@ import distilltool
 from distilltool import objective, train
 from distilltool.checkpoint import State
 from distilltool.errors import DistillError
-from distilltool.report import Fidelity, Interval
+from distilltool.report import Fidelity, Gain, Interval
+from distilltool.scores import Scores, gain
 from distilltool.stages.distill import _verdict
 from distilltool.train import Outcome
 
 
 def ended(
-    kept: float, first: float, seen: tuple[float, float], best: int = 50, step: int = 100, order: float | None = None
+    kept: float,
+    first: float,
+    seen: tuple[float, float],
+    best: int = 50,
+    step: int = 100,
+    order: float | None = None,
+    nearer: float = 0.0,
+    lap: int = 0,
+    there: float | None = None,
 ) -> Outcome:
-    """A training that ended so; half of an interval is 0.02. order: its rank correlation where that is not `kept`."""
+    """A training that ended so; half of an interval is 0.02. order: its rank correlation where that is not `kept`;
+    nearer: by how much the divergence fell; there: overlap in the teacher's gallery, undistilled 0.1 below."""
 
     def fidelity(value: float) -> Fidelity:
         return Fidelity(overlap_at_10=about(value), spearman=about(value))
@@ -30,11 +40,12 @@ def ended(
     def about(value: float) -> Interval:
         return Interval(value=value, low=value - 0.02, high=value + 0.02)
 
+    after = Fidelity(overlap_at_10=about(kept), spearman=about(kept if order is None else order))
     return Outcome(
-        state=State(step=step, total=step, best_step=best),
+        state=State(step=step, total=step, best_step=best, lap=lap),
         kept_step=best,
         start_share=0.5,
-        fidelity=Fidelity(overlap_at_10=about(kept), spearman=about(kept if order is None else order)),
+        fidelity=after,
         undistilled=fidelity(first),
         k=10,
         stopped="all steps are done",
@@ -42,6 +53,12 @@ def ended(
         seen=seen,
         unasked=0,
         runs=1,
+        gain=Gain(
+            overlap_at_10=about(kept - first),
+            spearman=about(after.spearman.value - first),
+            divergence=about(-nearer),
+        ),
+        to_teacher=None if there is None else (fidelity(there - 0.1), fidelity(there)),
     )
 
 
@@ -51,21 +68,40 @@ def ended(
         (ended(0.91, 0.80, (0.8, 0.95)), "keeps 91 ± 2 % of the teacher's top-10 on held-out images"),
         (ended(0.91, 0.80, (0.8, 0.95)), "best at step 50; step 100: all steps are done"),
         (ended(0.91, 0.80, (0.8, 0.95), best=95), "still improving at the end: give it longer"),
+        (ended(0.91, 0.80, (0.8, 0.95), best=95, lap=25), "step 100: all steps are done"),
         (ended(0.61, 0.60, (0.6, 0.9)), "within the noise of the undistilled student: +30 points on images it was"),
         (ended(0.61, 0.60, (0.6, 0.9)), "+1 on others: more images would help most"),
         (
-            ended(0.60, 0.60, (0.6, 0.9), order=0.65),
-            "noise of the undistilled student, though all images are ordered more",
+            ended(0.61, 0.60, (0.6, 0.9), nearer=0.03, order=0.65),
+            "of the ten nearest that is within the noise of the undistilled student, though it is nearer to all of the "
+            "teacher's similarities beyond chance (Spearman 0.60 → 0.65); best at step 50; step 100",
         ),
-        (ended(0.60, 0.60, (0.6, 0.9), order=0.65), "(Spearman 0.60 → 0.65): +30 points"),
+        (ended(0.81, 0.80, (0.6, 0.9), nearer=0.03), "beyond chance; best at step 50; step 100: all steps are done"),
         (ended(0.60, 0.60, (0.6, 0.9), best=0), "training did not improve it: +30 points"),
         (ended(0.60, 0.60, (0.6, 0.61), best=0), "it hardly learned: give it longer"),
         (ended(0.55, 0.40, (0.4, 0.6)), "the student itself limits: a larger --input"),
         (ended(0.55, 0.50, (0.4, 0.9)), "more images would help most"),
+        (ended(0.91, 0.80, (0.8, 0.95), there=0.7), ", 70 % of it in the teacher's own gallery (undistilled 60 %); "),
     ],
 )
 def test_a_verdict_says_what_limits_the_student(outcome: Outcome, said: str) -> None:
     assert said in _verdict(outcome)
+
+
+def test_what_changed_is_compared_image_by_image() -> None:
+    """A gain of 0.01 on each of images that differ by 0.2 is beyond chance; of single means it would not be."""
+    apart = np.random.default_rng(0).normal(0, 0.2, 50)
+    before = Scores(overlap=0.5 + apart, spearman=0.5 + apart, divergence=0.3 + apart)
+    noise = np.random.default_rng(1).normal(0, 0.01, 50)
+    after = Scores(
+        overlap=before.overlap + 0.01 + noise,
+        spearman=before.spearman,
+        divergence=before.divergence - 0.01 + noise,
+    )
+    found = gain(after, before)
+    assert 0 < found.overlap_at_10.low < 0.01 < found.overlap_at_10.high < 0.02
+    assert (found.spearman.low, found.spearman.high) == (0, 0)
+    assert found.divergence.high < 0
 
 
 def test_a_good_student_gets_no_advice() -> None:

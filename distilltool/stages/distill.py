@@ -38,10 +38,10 @@ from distilltool.images import Photo, workers
 from distilltool.mapped import Map
 from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
-from distilltool.recipe import Recipe, Space
+from distilltool.recipe import Recipe, Space, unread
 from distilltool.report import DistillReport, Fidelity, Interval, StudentReport, to_json
 from distilltool.rundir import RunDir, check_room, read_json, write_array, write_bytes, write_json
-from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, worse
+from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, gain, worse
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.tracking import RunLog
@@ -131,6 +131,7 @@ def distill(
     isolate: bool,
     seconds: float | None,
     fit: Sequence[Candidate] = (),
+    changes: Sequence[str] = (),
     trackers: Sequence[str] = (),
     progress: Progress,
 ) -> DistillReport:
@@ -138,7 +139,8 @@ def distill(
 
     backbone: the student's, None where it is to be chosen by what ranks best untrained. start: where weights come from;
     fit: students to choose from. isolate: the teacher's file is not to be trusted by later commands on this run either.
-    seconds: wall time for training as a whole, caching and evaluation included. trackers: which are told of it.
+    seconds: wall time for training as a whole, caching and evaluation included. changes: keys of the recipe that were
+    set, as `key=value`; those that this student does not read are named. trackers: which are told of it.
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
@@ -162,6 +164,7 @@ def distill(
                 f"the run {run.root} began from {choice.start}, which is gone", "start it anew with --restart"
             )
         _say_start(backbone.start, choice.spec, start.fetch, progress)
+    _say_unread(changes, backbone.start, choice, progress)
     backbone = choice.of(backbone)
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
@@ -334,6 +337,19 @@ def _settled(run: RunDir, choose: Callable[[], Choice]) -> Choice:
     if not run.choice.exists():
         write_json(run.choice, asdict(choose()))
     return Choice(**read_json(run.choice))
+
+
+def _say_unread(changes: Sequence[str], start: str, choice: Choice, progress: Progress) -> None:
+    """Name the keys that were set and make no difference to this student."""
+    pretrained = start != "scratch"
+    if keys := unread(changes, pretrained):
+        which = "starts from pretrained weights" if pretrained else "starts from nothing"
+        instead = " (anchor_finetune and optimiser.lr_finetune are read)" if pretrained else ""
+        progress.warn(f"--set {', '.join(keys)} makes no difference: the student {which}{instead}")
+    elif not choice.reference and any(change.startswith("reference.") for change in changes):
+        progress.warn(
+            "--set reference makes no difference: the student's network ranks these no better on larger images"
+        )
 
 
 def _with_reference(
@@ -520,7 +536,13 @@ def _mapped(
     beside = f", {100 * choice.beside:.0f} % of it the features themselves" if choice.beside else ""
     progress.note(f"mapped into the teacher's space: ridge {last.head.strength:.2g}{beside}")
     student.map_by(last.head.weight, last.head.bias)
-    return replace(outcome, fidelity=as_fidelity(last.own), undistilled=as_fidelity(untrained.own))
+    return replace(
+        outcome,
+        fidelity=as_fidelity(last.own),
+        undistilled=as_fidelity(untrained.own),
+        gain=gain(last.both, untrained.both),
+        to_teacher=(as_fidelity(untrained.theirs), as_fidelity(last.theirs)),
+    )
 
 
 def _fitted(student: Student, choice: Choice, data: Data, recipe: Recipe) -> _Mapped:
@@ -603,6 +625,8 @@ def _report(
         undistilled=outcome.undistilled,
         nested={str(dim): one for dim, one in outcome.nested.items()},
         seen={"undistilled": outcome.seen[0], "distilled": outcome.seen[1]},
+        gain=outcome.gain,
+        to_teacher=dict(zip(("undistilled", "distilled"), outcome.to_teacher or (), strict=False)),
         verdict=_verdict(outcome),
         seed=recipe.seed,
     )
@@ -616,16 +640,19 @@ def _verdict(outcome: Outcome) -> str:
         f"keeps {100 * kept.value:.0f} ± {100 * half:.0f} % of the teacher's top-{outcome.k} on held-out images "
         f"(undistilled {100 * first.value:.0f} %)"
     )
+    if outcome.to_teacher is not None:
+        there, then = (one.overlap_at_10.value for one in reversed(outcome.to_teacher))
+        said += f", {100 * there:.0f} % of it in the teacher's own gallery (undistilled {100 * then:.0f} %)"
     if outcome.kept_step == 0:
         return f"{said}; training did not improve it: {_advice(outcome)}"
-    if kept.low <= first.value:
-        order, before = outcome.fidelity.spearman, outcome.undistilled.spearman.value
-        within = "within the noise of the undistilled student"
-        if order.low > before:
-            now = f"Spearman {before:.2f} → {order.value:.2f}"
-            within += f", though all images are ordered more as the teacher orders them ({now})"
-        return f"{said}; that is {within}: {_advice(outcome)}"
-    if state.best_step >= 0.9 * state.step:
+    if outcome.gain.overlap_at_10.low <= 0:
+        within = "of the ten nearest that is within the noise of the undistilled student"
+        if outcome.gain.divergence.high >= 0:
+            return f"{said}; {within}: {_advice(outcome)}"
+        order, before = outcome.fidelity.spearman.value, outcome.undistilled.spearman.value
+        said += f"; {within}, though it is nearer to all of the teacher's similarities beyond chance"
+        said += f" (Spearman {before:.2f} → {order:.2f})" if outcome.gain.spearman.low > 0 else ""
+    if state.best_step >= 0.9 * state.step and not state.lap:  # of averaged runs the last look is the best as a rule
         return f"{said}; still improving at the end: give it longer with --time-budget"
     poor = f"; {_advice(outcome)}" if kept.value < POOR else ""
     which = "" if outcome.kept_step == state.step else f"; best at step {outcome.kept_step}"
