@@ -91,8 +91,8 @@ class Augment:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
     """AdamW. lr, weight_decay: from random weights; lr_finetune: from pretrained ones, as a share of the root mean
-    square of each tensor's weights, which do not decay; clip: largest gradient norm; ema: decay of the weight average that is evaluated and kept, 0 for
-    none; precision: of the network's forward pass in training."""
+    square of each tensor's weights, which do not decay; clip: largest gradient norm; ema: decay of the weight average
+    that is evaluated and kept, 0 for none; precision: of the network's forward pass in training."""
 
     lr: float = 3e-3
     lr_finetune: float = 1e-3

@@ -345,11 +345,10 @@ def _say_unread(changes: Sequence[str], start: str, choice: Choice, progress: Pr
     if keys := unread(changes, pretrained):
         which = "starts from pretrained weights" if pretrained else "starts from nothing"
         instead = " (anchor_finetune and optimiser.lr_finetune are read)" if pretrained else ""
-        progress.warn(f"--set {', '.join(keys)} makes no difference: the student {which}{instead}")
+        progress.warn(f"nothing reads --set {', '.join(keys)}: the student {which}{instead}")
     elif not choice.reference and any(change.startswith("reference.") for change in changes):
-        progress.warn(
-            "--set reference makes no difference: the student's network ranks these no better on larger images"
-        )
+        why = "the student's network is the teacher, or ranks these no better on larger images"
+        progress.warn(f"nothing reads --set reference: {why}")
 
 
 def _with_reference(
@@ -646,11 +645,11 @@ def _verdict(outcome: Outcome) -> str:
     if outcome.kept_step == 0:
         return f"{said}; training did not improve it: {_advice(outcome)}"
     if outcome.gain.overlap_at_10.low <= 0:
-        within = "of the ten nearest that is within the noise of the undistilled student"
+        within = "that is within the noise of the undistilled student"
         if outcome.gain.divergence.high >= 0:
             return f"{said}; {within}: {_advice(outcome)}"
         order, before = outcome.fidelity.spearman.value, outcome.undistilled.spearman.value
-        said += f"; {within}, though it is nearer to all of the teacher's similarities beyond chance"
+        said += f"; of the ten nearest {within}, though it is nearer to all of the teacher's similarities beyond chance"
         said += f" (Spearman {before:.2f} → {order:.2f})" if outcome.gain.spearman.low > 0 else ""
     if state.best_step >= 0.9 * state.step and not state.lap:  # of averaged runs the last look is the best as a rule
         return f"{said}; still improving at the end: give it longer with --time-budget"
