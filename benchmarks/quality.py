@@ -48,6 +48,7 @@ HELD = 0.11  # share of the images held out, about
 UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
 TEACHER = "--space teacher"
 OTHERS = "--others"
+ANCHOR = "anchor_finetune=5"
 ARMS: dict[str, tuple[str, ...]] = {
     "best": ("best",),
     "best-one-run": ("best", "soup.steps=0"),
@@ -70,12 +71,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "best-teacher": ("best", TEACHER),
     "untrained": ("best", *UNTRAINED),
     "untrained-teacher": ("best", TEACHER, *UNTRAINED),
-    "drd-no-mixing": ("drd", "mix.ratio=0"),
-    "drd-no-mixing-more-pairs": ("drd", "mix.ratio=0", f"schedule.batch={2 * BATCH}"),
+    "best-nested": ("best", "student.dims=[512, 128, 32]"),
+    # controls of drd; kl is drd without mixes
+    "kl-more-pairs": ("kl", f"schedule.batch={2 * BATCH}"),
     "drd-unnormalised": ("drd", "mix.normalise=false"),
     "drd-bank": ("drd", "mix.partners='bank'"),
     "drd-wide": ("drd", "mix.width=8"),
-    "drd-no-anchor": ("drd", "anchor_finetune=0"),
+    **{f"{name}-tau-{tau:g}": (name, f"loss.kl.tau={tau}") for name in ("kl", "drd") for tau in (0.05, 0.2)},
+    "drd-anchored": ("drd", ANCHOR),
+    "drd-anchored-no-mixing": ("drd", ANCHOR, "mix.ratio=0"),
+    "drd-anchored-no-mixing-more-pairs": ("drd", ANCHOR, "mix.ratio=0", f"schedule.batch={2 * BATCH}"),
+    "drd-anchored-unnormalised": ("drd", ANCHOR, "mix.normalise=false"),
+    "drd-anchored-bank": ("drd", ANCHOR, "mix.partners='bank'"),
 }
 FIGURES = ("map kept", "overlap@10", "recall@1 kept", "recall@1 kept, to teacher", "steps", "cpu seconds")
 
@@ -259,6 +266,10 @@ def trained(bench: Bench, photos: Sequence[Photo], arm: str, seed: int, steps: i
         "verdict": report.verdict,
         "held-out overlap, untrained": report.undistilled.overlap_at_10.value,
     }
+    if report.nested:  # vectors cut to each of the lengths
+        made = student.embed(rows)
+        cut = {dim: bench.val.figures(unit(made[:, : int(dim)]), in_space=False) for dim in report.nested}
+        found["cut"] = {dim: {name: one[name] for name in FIGURES[:3]} for dim, one in cut.items()}
     shutil.rmtree(run)
     return {**found, **spent, "student": f"{report.student.spec} at {max(report.student.input)} px"}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import drawn
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distilltool.augment import Augment, Batch, make_batch, together
@@ -47,8 +48,10 @@ def trainer(
     share: float = 0.0,
     after: float = 0.0,
     changes: Sequence[str] = (),
+    reference: NDArray[np.float16] | None = None,
 ) -> _Trainer:
-    """A trainer of a student by a recipe. unasked: images that nobody was asked about."""
+    """A trainer of a student by a recipe. unasked: images that nobody was asked about; reference: (COUNT, V, DIM) what
+    the untrained student makes of larger views."""
     torch.manual_seed(0)
     student = Student(Backbone(module=Tiny(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False)
     rng = np.random.default_rng(0)
@@ -56,6 +59,7 @@ def trainer(
     targets /= np.linalg.norm(targets, axis=1, keepdims=True)
     pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
     data = Data(pixels=pixels, targets=targets, held_pixels=pixels, held_targets=targets, names=("",) * COUNT)
+    data = replace(data, reference=reference)
     if unasked:
         others = np.stack([np.asarray(drawn(100 + number, (SIDE, SIDE))) for number in range(unasked)])
         vectors = unit(rng.normal(size=(unasked, 3)).astype(np.float32))
