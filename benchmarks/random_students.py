@@ -6,7 +6,7 @@
 Students are drawn by seed: half from timm's registry (at most 30 M weights), half from ONNX files (those of --models,
 and small timm networks written by both of PyTorch's exporters), cut, narrowed, at random sizes, lengths and seeds; what
 starts from scratch is made random throughout. Each is put into a finished run, read from
-there, exported (parity at four batch sizes with onnxruntime, the card, golden pictures), opened again as any ONNX file
+there, exported (parity at three batch sizes with onnxruntime, the card, golden pictures), opened again as any ONNX file
 is, and its bundle verified. A student that cannot be built is another's draw, if what is said is one line that names
 what to do.
 """
