@@ -32,6 +32,14 @@ def any_size(model: onnx.ModelProto, how: Preprocess) -> onnx.ModelProto:
     return joined
 
 
+def whole_sides(how: Preprocess) -> list[int]:
+    """Height and width in pixels that a whole image is resized to, so that `how.size` is a stretched cut's middle.
+
+    Rounded so that the margins are whole pixels: where the cut lies is exact, how large it is nearly.
+    """
+    return [side + 2 * round((side / how.crop_pct - side) / 2) for side in how.size]
+
+
 def check_filter(how: Preprocess) -> None:
     """Raise DistillError where ONNX cannot resize as the preprocessing does."""
     if how.interpolation not in FILTERS:
@@ -94,7 +102,7 @@ def _own(name: str) -> str:
 def _target(how: Preprocess, numbers: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
     """Nodes that make `sizes`, what the whole image is resized to: fixed, or its shorter side fixed."""
     if how.resize == "stretch":
-        numbers["sizes"] = np.array([side + 2 * round((side / how.crop_pct - side) / 2) for side in how.size])
+        numbers["sizes"] = np.array(whole_sides(how))
         return []
     numbers["short"] = np.array([how.resize_to or min(how.size)])
     return [

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from test_chain import PRE, run, run_dir, work  # noqa: F401  fixtures
 
@@ -139,28 +141,46 @@ def test_an_export_without_vectors_leaves_none_of_an_earlier_one(exported: Path,
     assert not distilltool.verify(copy).faults
 
 
-@pytest.mark.parametrize("how", ["stretch", "crop", "shortest"])
-def test_the_hubs_description_prepares_images_nearly_alike(how: str) -> None:
-    """What our own reader makes of it looks at the same part of an image; a stretched cut is resized first there."""
-    given = {
-        "stretch": Preprocess(size=(48, 64), layout="NHWC", dtype="uint8"),
-        "crop": Preprocess(size=(48, 48), layout="NHWC", dtype="uint8", crop_pct=0.8),
-        "shortest": Preprocess(size=(48, 48), layout="NHWC", dtype="uint8", resize="shortest", resize_to=56),
-    }[how]
-    said = bundle.preprocessor_config(given)
-    width, height = (90, 70)
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+def as_clip(said: dict[str, Any], image: Image.Image) -> NDArray[np.uint8]:
+    """What transformers' CLIPImageProcessor (4.50, 5.23) makes of an image by such a description: (H, W, 3)."""
+    assert said["image_processor_type"] == "CLIPImageProcessor"
+    assert said["do_resize"] and not said["do_rescale"] and not said["do_normalize"]
     if "shortest_edge" in said["size"]:
-        read = from_sidecar(said)
-        assert read is not None and (read["size"], read["resize_to"]) == ((48, 48), 56)
-        return
-    resized = image.resize((said["size"]["width"], said["size"]["height"]), said["resample"])
-    cut = said["crop_size"]
-    left, top = (resized.width - cut["width"]) // 2, (resized.height - cut["height"]) // 2
-    theirs = np.asarray(resized.crop((left, top, left + cut["width"], top + cut["height"])), float)
-    assert np.abs(theirs - given.prepare(image)).mean() < 1.0
-    assert said["do_center_crop"] == (how == "crop")
+        short = said["size"]["shortest_edge"]
+        wide, high = (int(short * side / min(image.size)) for side in image.size)
+    else:
+        wide, high = said["size"]["width"], said["size"]["height"]
+    image = image.resize((wide, high), said["resample"])
+    if said["do_center_crop"]:
+        cut = said["crop_size"]
+        left, top = (wide - cut["width"]) // 2, (high - cut["height"]) // 2
+        image = image.crop((left, top, left + cut["width"], top + cut["height"]))
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("photo", [(90, 70), (70, 90), (120, 120)])
+@pytest.mark.parametrize(
+    ("how", "far"),
+    [
+        ({"size": (48, 64)}, 0.0),
+        ({"size": (48, 48), "crop_pct": 0.8}, 0.5),
+        ({"size": (150, 150), "crop_pct": 0.9}, 1.0),  # whole margins are near, not equal
+        ({"size": (48, 48), "resize": "shortest", "resize_to": 56}, 0.0),
+    ],
+    ids=["stretch", "crop", "crop roughly", "shortest"],
+)
+def test_the_hubs_description_prepares_images_alike(how: dict[str, Any], far: float, photo: tuple[int, int]) -> None:
+    """Mean difference in levels of 255. The processor is one that stretches, keeps proportions and cuts in every
+    version: ViTImageProcessor of transformers 4 would give the whole image in another size."""
+    given = Preprocess(**how, layout="NHWC", dtype="uint8")
+    said = bundle.preprocessor_config(given)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(pixels).resize(photo, Image.Resampling.BICUBIC)
+    theirs, ours = as_clip(said, image), given.prepare(image)
+    assert theirs.shape == ours.shape
+    assert np.abs(theirs.astype(float) - ours).mean() <= far
+    read = from_sidecar(said)
+    assert read is not None and read["size"] == how["size"]
 
 
 def test_golden_pictures_are_drawn_alike_everywhere(tmp_path: Path) -> None:
