@@ -492,10 +492,11 @@ def export(
     is neither faster than float32 nor at most `smaller` of its size, is reported and left out. mixed: layers that lose
     most by 8 bits stay in float32. image: "any" adds a file that takes decoded images of any size. device: where they
     are timed. vectors: a folder of images whose vectors go along.
-    bundle: the folder to fill, by default inside the run. seconds: for the latency measurement. threads: of
-    onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was distilled so; what runs in a
-    process of its own is checked, but not timed.
+    bundle: the folder to fill, empty or with an earlier bundle, by default inside the run. seconds: for the latency
+    measurement. threads: of onnxruntime in it. isolate: the teacher's file, as it is in any case where the run was
+    distilled so; what runs in a process of its own is checked, but not timed.
     """
+    from distilltool import bundle as contents
     from distilltool import precisions
     from distilltool.stages import export as stage
     from distilltool.variants import Wanted
@@ -518,6 +519,8 @@ def export(
         device=device,
     )
     opened = open_run(Path(run))
+    into = Path(bundle) if bundle else opened.bundle
+    contents.check(into)
     student = load_student(run)
     asked = None
     before = str(teacher or read_json(opened.manifest)["teacher"]["path"])
@@ -534,7 +537,7 @@ def export(
         opened,
         student,
         asked if isinstance(asked, OnnxEmbedder) else None,  # what is no file here cannot be timed here
-        Path(bundle) if bundle else opened.bundle,
+        into,
         wanted,
         opset=opset,
         seconds=seconds,

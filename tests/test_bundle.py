@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from test_chain import PRE, run, run_dir, work  # noqa: F401  fixtures
 
 import distilltool
-from distilltool import bundle, deploy, golden
+from distilltool import bundle, deploy, golden, images
 from distilltool.preprocess import Preprocess, from_sidecar
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,121 @@ def test_another_network_under_right_hashes_is_found_by_the_pictures(copy: Path)
     assert found.faults == (found.faults[0],) and "student.onnx gives other vectors" in found.faults[0]
 
 
+def _no_bytes_of_text(folder: Path) -> None:
+    with (folder / bundle.SUMS).open("ab") as file:
+        file.write(b"0" * 64 + b"  caf\xe9\n")
+
+
+def _a_line_of_nothing(folder: Path) -> None:
+    with (folder / bundle.SUMS).open("a") as file:
+        file.write("something else\n")
+
+
+def _no_model(folder: Path) -> None:
+    (folder / "student.onnx").write_bytes(b"no ONNX at all")
+    bundle.seal(folder)
+
+
+def _no_metadata(folder: Path) -> None:
+    model = onnx.load(folder / "student.onnx")
+    onnx.helper.set_model_props(model, {})
+    onnx.save_model(model, folder / "student.onnx")
+    bundle.seal(folder)
+
+
+def _no_golden(folder: Path) -> None:
+    shutil.rmtree(folder / "golden")
+    bundle.seal(folder)
+
+
+def _no_pictures(folder: Path) -> None:
+    for path in (folder / "golden").glob("[0-9]*"):
+        path.unlink()
+    bundle.seal(folder)
+
+
+def _spoilt_golden(folder: Path) -> None:
+    (folder / "golden" / "vectors.npz").write_bytes(b"no zip")
+    bundle.seal(folder)
+
+
+def _spoilt_picture(folder: Path) -> None:
+    (folder / "golden" / "0-wide.jpg").write_bytes(b"no picture")
+    bundle.seal(folder)
+
+
+def _fewer_pictures(folder: Path) -> None:
+    (folder / "golden" / "5-grey.png").unlink()
+    bundle.seal(folder)
+
+
+def _a_further_student(folder: Path) -> None:
+    shutil.copyfile(folder / "student.onnx", folder / "student.x.onnx")
+    bundle.seal(folder)
+
+
+def _no_student(folder: Path) -> None:
+    for path in folder.glob("student*.onnx"):
+        path.unlink()
+    bundle.seal(folder)
+
+
+def _no_variant(folder: Path) -> None:
+    (folder / "student.fp16.onnx").unlink()
+    bundle.seal(folder)
+
+
+def _an_empty_list(folder: Path) -> None:
+    (folder / bundle.SUMS).write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_no_bytes_of_text, r"caf\xe9"),
+        (_a_line_of_nothing, "a line that names no file, or one again: something else"),
+        (_no_model, "student.onnx cannot be run"),
+        (_no_metadata, "student.onnx cannot be run (nothing in it says 'distilltool.preprocess')"),
+        (_no_golden, "golden/vectors.npz is not in SHA256SUMS"),
+        (_no_pictures, "names no golden pictures"),
+        (_spoilt_golden, "golden/vectors.npz cannot be read"),
+        (_spoilt_picture, "cannot be run (cannot identify image file"),
+        (_fewer_pictures, "student.onnx gives 5 x "),
+        (_a_further_student, "student.x.onnx cannot be checked"),
+        (_no_student, "student.onnx is not in SHA256SUMS"),
+        (_no_variant, "vectors of student.fp16.onnx, which is not there"),
+        (_an_empty_list, "student.onnx is not in SHA256SUMS"),
+    ],
+)
+def test_what_cannot_be_checked_is_a_fault_and_no_traceback(
+    spoil: Callable[[Path], None], said: str, copy: Path
+) -> None:
+    """Whoever wrote the hashes anew: what is not a model, has nothing to be held against, or is not there."""
+    spoil(copy)
+    code, out, err = run(copy, "verify", str(copy), "--json")
+    assert code == 1 and any(said in fault for fault in json.loads(out)["faults"]), out
+    code, _, err = run(copy, "verify", str(copy))
+    assert code == 1 and "sound" not in err and "fault" in err
+
+
+def test_files_are_run_on_the_processors_that_may_be_used(
+    run_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What onnxruntime takes unasked are the host's, whatever a container may use of them."""
+    begin, asked = deploy.Student.__init__, list[int]()
+
+    def noting(student: deploy.Student, model: Path, threads: int = 0) -> None:
+        asked.append(threads)
+        begin(student, model, threads)
+
+    monkeypatch.setattr(deploy.Student, "__init__", noting)
+    distilltool.export(run_dir, bundle=tmp_path / "b", seconds=1.0, precision=["fp32"], image="any")
+    assert not distilltool.verify(tmp_path / "b").faults
+    assert asked == [images.workers()] * 5  # the resizing one judged, both golden, both verified
+
+
 def test_the_card_may_be_filled_in(copy: Path) -> None:
     (copy / "card.md").write_text("licence: mine")
     assert not distilltool.verify(copy).faults
@@ -132,6 +248,112 @@ def test_vectors_are_those_of_the_images_they_name(exported: Path, work: Path) -
     assert said["space_id"] == student.space_id
     some = [0, 7, 64]
     assert student.embed([work / "imgs" / names[at] for at in some]) == pytest.approx(vectors[some], abs=1e-5)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _theirs(folder: Path) -> None:
+    """Somebody's work, some of it under names that an export writes."""
+    (folder / "golden").mkdir(parents=True)
+    for name in ("student.mine.onnx", "config.json", "card.md", "vectors.npy", "notes.txt", "golden/standard.txt"):
+        (folder / name).write_text(f"mine: {name}")
+
+
+def _listed(folder: Path) -> None:
+    """A download with hashes of its own."""
+    _theirs(folder)
+    bundle.seal(folder)
+
+
+def _reported(folder: Path) -> None:
+    """With a report of something else."""
+    _theirs(folder)
+    (folder / "report.json").write_text('{"runs": []}')
+
+
+@pytest.mark.parametrize("fill", [_theirs, _listed, _reported])
+def test_a_folder_that_is_no_bundle_is_left_alone(
+    fill: Callable[[Path], None],
+    run_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused before the student is even loaded."""
+    monkeypatch.setattr("distilltool.api.load_student", None)
+    folder = tmp_path / "mine"
+    fill(folder)
+    before = everything(folder)
+    code, _, err = run(tmp_path, "export", str(run_dir), "--bundle", str(folder), "--seconds", "1")
+    assert code == 1 and "holds something that is no bundle" in " ".join(err.split()) and "--bundle" in err
+    assert everything(folder) == before
+    code, _, err = run(tmp_path, "export", str(run_dir), "--bundle", str(folder / "notes.txt"))
+    assert code == 1 and "is a file" in " ".join(err.split())
+
+
+def test_files_of_others_in_a_bundle_stay_and_are_not_sealed(copy: Path, run_dir: Path) -> None:  # noqa: F811
+    """They are named, and verify takes them for what they are; one where the export has to write stops it before."""
+    (copy / "notes.txt").write_text("mine")
+    (copy / "golden" / "kept").mkdir()
+    with (copy / bundle.SUMS).open("a") as file:
+        file.write("0" * 64 + "  ../mine.txt\n")
+    outside = copy.parent / "mine.txt"
+    outside.write_text("mine")
+    code, _, err = run(copy, "export", str(run_dir), "--bundle", str(copy), "--seconds", "1", "--precision", "fp32")
+    assert code == 0 and "notes.txt, which is none of the bundle's" in " ".join(err.split())
+    assert (copy / "notes.txt").read_text() == outside.read_text() == "mine"
+    assert "notes.txt" not in bundle.sealed(copy) and not (copy / "student.fp16.onnx").exists()
+    assert distilltool.verify(copy).faults == ("notes.txt was not exported",)
+    (copy / "vectors.npy").write_text("mine")
+    before = everything(copy)
+    code, _, err = run(copy, "export", str(run_dir), "--bundle", str(copy), "--seconds", "1")
+    assert code == 1 and "vectors.npy, which no export wrote" in " ".join(err.split())
+    assert everything(copy) == before
+
+
+def test_an_export_that_is_stopped_leaves_the_earlier_bundle_whole(
+    copy: Path,
+    run_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = everything(copy)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distilltool.stages.export._write_golden", stopped)
+    for folder in (copy, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            distilltool.export(run_dir, bundle=folder, seconds=1.0, precision=["fp32"])
+    assert everything(copy) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_a_bundle_is_known_for_one_while_another_takes_its_place(
+    call: int, copy: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any step: the next export finds a bundle, no file of which is anybody else's."""
+    replace, steps = Path.replace, list[Path]()
+
+    def stopping(path: Path, target: Path) -> Path:
+        steps.append(path)
+        if len(steps) > call:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    for folder in (copy, tmp_path / "new"):
+        monkeypatch.setattr(Path, "replace", stopping)
+        steps.clear()
+        with suppress(KeyboardInterrupt), bundle.replaced(folder) as fresh:
+            shutil.copytree(exported, fresh, dirs_exist_ok=True)
+        assert len(steps) > call
+        monkeypatch.setattr(Path, "replace", replace)
+        with bundle.replaced(folder) as fresh:
+            shutil.copytree(exported, fresh, dirs_exist_ok=True)
+        assert everything(folder) == everything(exported) and not bundle.foreign(folder)
 
 
 def test_an_export_without_vectors_leaves_none_of_an_earlier_one(exported: Path, copy: Path, run_dir: Path) -> None:  # noqa: F811

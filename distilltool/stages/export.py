@@ -43,15 +43,6 @@ JUDGED = 1000  # held-out images that variants are judged on
 EMBEDDED_AT_ONCE = 32
 ANY_SIZE = "student.any.onnx"
 ANY_SIZE_SECONDS = 2.0  # for which it is timed, warm-up apart
-ALONGSIDE = (
-    "card.md",
-    "deploy.py",
-    "config.json",
-    "preprocessor_config.json",
-    "vectors.npy",
-    "vectors.json",
-    contents.SUMS,
-)
 
 
 def export(
@@ -70,14 +61,47 @@ def export(
     """Fill the folder `bundle`; what is no better than float32, or ranks worse, is rejected and left out of it.
 
     teacher: opened with `threads` and timed beside the student; None, or one in a process of its own, is not timed.
-    seconds: for the latency measurement. gallery: images whose vectors go into the bundle.
+    seconds: for the latency measurement. gallery: images whose vectors go into the bundle. An earlier bundle stays
+    until this one is whole. Raises DistillError for a folder that holds anything else.
     """
+    with contents.replaced(bundle) as fresh:
+        report = _export(
+            run,
+            student,
+            teacher,
+            fresh,
+            wanted,
+            opset=opset,
+            seconds=seconds,
+            threads=threads,
+            gallery=gallery,
+            progress=progress,
+        )
+    if others := contents.foreign(bundle):
+        some = others[0] + (f" and {len(others) - 1:,} more" if len(others) > 1 else "")
+        progress.warn(f"{bundle} holds {some}, which is none of the bundle's: verify will say so")
+    return replace(report, bundle=str(bundle))
+
+
+def _export(
+    run: RunDir,
+    student: TorchEmbedder,
+    teacher: OnnxEmbedder | None,
+    bundle: Path,
+    wanted: Wanted,
+    *,
+    opset: int,
+    seconds: float,
+    threads: int,
+    gallery: Sequence[Path],
+    progress: Progress,
+) -> ExportReport:
+    """As `export`, into an empty folder."""
     began = time.perf_counter()
     if wanted.any_size:
         check_filter(student.preprocess)
     manifest = read_json(run.manifest)
     sample = _sample(run, student, manifest)
-    bundle.mkdir(parents=True, exist_ok=True)
     progress.begin("exporting", 3, "steps")
     with tempfile.TemporaryDirectory(prefix=".", dir=bundle) as folder:
         made, refused = list[Variant](), dict[str, str]()
@@ -176,7 +200,7 @@ def _write_golden(bundle: Path, student: TorchEmbedder, variants: Sequence[Varia
     found = {golden.TRAINED: student.embed(rows)}
     for one in variants:
         if one.status == "accepted":
-            found[one.file] = deploy.Student(bundle / one.file).embed(pictures)
+            found[one.file] = deploy.Student(bundle / one.file, threads=images.workers()).embed(pictures)
     with (bundle / golden.FOLDER / golden.VECTORS).open("wb") as file:
         np.savez(file, **found)  # type: ignore[arg-type]
 
@@ -257,10 +281,7 @@ def _time(
 
 
 def _shipped(made: Sequence[Variant], timed: _Times, wanted: Wanted, bundle: Path) -> tuple[VariantReport, ...]:
-    """Move what is accepted into the bundle, from which everything of an earlier export goes first."""
-    for old in (*bundle.glob("student*.onnx"), *(bundle / name for name in ALONGSIDE)):
-        old.unlink(missing_ok=True)  # nothing stays that this export does not vouch for
-    shutil.rmtree(bundle / golden.FOLDER, ignore_errors=True)
+    """Move what is accepted into the bundle."""
     size = made[0].file.stat().st_size
     found = []
     for variant, times, gain in zip(made, timed.variants, timed.gains, strict=True):
@@ -287,7 +308,7 @@ def _ship_any_size(model: onnx.ModelProto, sample: Sample, wanted: Wanted, bundl
     write_bytes(file, lambda fresh: onnx.save_model(whole, fresh))
     reference, found = (
         open_teacher(bundle / "student.onnx").embed(sample.images),
-        deploy.Student(file).embed(sample.paths),
+        deploy.Student(file, threads=images.workers()).embed(sample.paths),
     )
     judged = judge(sample, found, reference)
     variant = Variant(precision=FP32, file=file, opset=opset_of(model), judged=judged)
