@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distilltool import extensions, images
+from distilltool import extensions, images, provenance
 from distilltool import recipe as recipes
 from distilltool.asking import (
     ask,
@@ -690,6 +690,7 @@ def _answers(embedder: Teacher, stock: Inventory, ledger: Ledger, bought: QueryR
         skipped=len(bought.skipped),
         queries={"new": bought.queried, "cached": bought.cached, "spent": bought.spent},
         unasked=tuple(others[one] for one in sorted(others)),
+        sha256=provenance.of_answers([one.sha256 for one in kept], rows),
     )
 
 

@@ -1,12 +1,17 @@
 """The model card of a bundle."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distilltool.names import headline, manner, printable
 from distilltool.precisions import FP32
-from distilltool.report import ExportReport, VariantReport, to_json
+from distilltool.provenance import OVER
+from distilltool.report import ExportReport, LatencyReport, VariantReport, to_json
+from distilltool.runtime import DEVICES
 from distilltool.student import StudentCard
+
+BLANK = "_fill in_"
 
 
 def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCard) -> str:
@@ -42,27 +47,49 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         "",
         "## Latency",
         "",
-        f"On {report.machine['cpu']}, onnxruntime {report.machine['onnxruntime']}, CPU, copies none, "
-        f"batch {variant.latency[0].batch}:",
+        f"On {report.machine['cpu']}, onnxruntime {report.machine['onnxruntime']}, {_ran(variant.latency[0])}:",
         "",
         *_latency(report),
         "",
         "## Files and hashes",
         "",
         *(_file(one) for one in report.variants if one.status == "accepted"),
-        f"- teacher: sha256 `{teacher['sha256']}`",
         "- `deploy.py`: needs onnxruntime, numpy and Pillow: `python deploy.py student.onnx photo.jpg ...`",
         "- `report.json`: every figure of this page",
         "",
         "Verify with `distilltool verify .`, which embeds the pictures in `golden/` too, or `sha256sum -c SHA256SUMS`.",
         "",
+        "## Made from",
+        "",
+        f"- teacher `{name}`: sha256 `{teacher['sha256']}`, over the file and what it keeps beside it",
+        *_sources(report.sources),
+        "",
         "## Licence",
         "",
         "The student learned from the teacher's answers and the images: check what their licences ask, and fill in "
-        "what holds for this file.",
+        "what holds. This page is not among the hashes, so that it can be.",
+        "",
+        "| | licence | from where, by whom |",
+        "|---|---|---|",
+        *(f"| {what} | {BLANK} | {BLANK} |" for what in (f"teacher `{name}`", "images", "this student")),
         "",
     ]
     return "\n".join(lines)
+
+
+def _ran(one: LatencyReport) -> str:
+    """Where a file was timed, and what its time takes in."""
+    copies = "nothing to copy"
+    if one.provider != DEVICES["cpu"]:
+        copies = "from and to arrays in main memory, so that copies to and from the device are included"
+    return f"{one.provider} (`--device {_quiet(one.device)}`), batch {one.batch}, {copies}"
+
+
+def _sources(found: Mapping[str, str]) -> list[str]:
+    """What the images, the answers and the recipe hash to, and how that is computed."""
+    if not found:
+        return ["- images, answers and recipe: distilled by a version that kept no hashes of them"]
+    return [f"- {what}: sha256 `{found[what]}`, over {over}" for what, over in OVER.items() if what in found]
 
 
 def _quiet(name: str) -> str:

@@ -486,13 +486,15 @@ class VariantReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What `export` shipped. teacher: its size and latency in the same run; quality: `eval`'s figures, if any."""
+    """What `export` shipped. teacher: its size and latency in the same run; evaluations: `eval`'s figures, if any;
+    sources: sha256 over images, answers and recipe (`provenance.OVER`), none of a run that kept none."""
 
     bundle: str
     variants: tuple[VariantReport, ...]
     teacher: dict[str, Any]
     machine: dict[str, Any]
     evaluations: tuple[dict[str, Any], ...] = field(default=())
+    sources: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 

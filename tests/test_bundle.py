@@ -1,7 +1,10 @@
 """What an export leaves behind: hashes that hold, pictures that tell, descriptions that others read."""
 
+import hashlib
 import json
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +21,9 @@ from test_chain import PRE, run, run_dir, work  # noqa: F401  fixtures
 
 import distilltool
 from distilltool import bundle, deploy, golden, images
+from distilltool.card import render_card
 from distilltool.preprocess import Preprocess, from_sidecar
+from distilltool.report import ExportReport, Interval, LatencyReport, VariantReport
 
 pytestmark = pytest.mark.slow
 
@@ -204,6 +209,54 @@ def test_what_cannot_be_checked_is_a_fault_and_no_traceback(
     assert code == 1 and any(said in fault for fault in json.loads(out)["faults"]), out
     code, _, err = run(copy, "verify", str(copy))
     assert code == 1 and "sound" not in err and "fault" in err
+
+
+def test_the_card_says_what_the_student_was_made_from(exported: Path, run_dir: Path, work: Path) -> None:  # noqa: F811
+    """Each hash as whoever has the sources computes it by what the card says of it."""
+    card, said = (exported / "card.md").read_text(), json.loads((exported / "report.json").read_text())["sources"]
+    made = json.loads((run_dir / "run.json").read_text())
+    photos = [str(path) for path in (work / "imgs").iterdir() if path.name != "torn.jpg"]
+    found = card.partition("a line each: `")[2].partition("`")[0].replace("FILES", shlex.join(photos))
+    listed = subprocess.run(["bash", "-c", found], capture_output=True, text=True, check=True)
+    assert listed.stdout.split()[0] == said["images"]
+    with sqlite3.connect(work / "ledger.sqlite") as ledger:
+        rows = ledger.execute(
+            "SELECT image, vector FROM answers JOIN teachers ON teachers.id = teacher "
+            "WHERE sha256=? AND state='done' ORDER BY image",
+            (made["teacher"]["sha256"],),
+        ).fetchall()
+    assert len(rows) == 64
+    assert hashlib.sha256(b"".join(image + vector for image, vector in rows)).hexdigest() == said["answers"]
+    text = json.dumps(made["recipe"], sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == said["recipe"] and made["recipe"]["student"]["input"] == 32
+    assert {*said} == {"images", "answers", "recipe"} and all(f"sha256 `{one}`" in card for one in said.values())
+    assert card.count("| _fill in_ | _fill in_ |") == 3 and "| images | _fill in_" in card
+
+
+@pytest.mark.parametrize(
+    ("device", "provider", "copies"),
+    [
+        ("cpu", "CPUExecutionProvider", "nothing to copy"),
+        ("cuda", "CUDAExecutionProvider", "copies to and from the device are included"),
+    ],
+)
+def test_the_card_says_where_it_was_timed(device: str, provider: str, copies: str, run_dir: Path) -> None:  # noqa: F811
+    """And of a run by an earlier version that no hashes were kept."""
+    timed = LatencyReport(
+        **{"device": device, "provider": provider, "threads": 1, "batch": 1, "n": 100, "min_ms": 1.0, "p50_ms": 1.0},
+        **{"p90_ms": 1.0, "p95_ms": None, "p99_ms": None, "throughput": 1000.0},
+    )
+    variant = VariantReport(
+        **{"precision": "fp32", "file": "student.onnx", "bytes": 1, "sha256": "0", "opset": 20, "status": "accepted"},
+        **{"reason": "", "parity": {"cosine_min": 1.0}, "latency": (timed,)},
+        overlap_at_10=Interval(value=1.0, low=1.0, high=1.0),
+    )
+    machine = {"cpu": "A processor", "onnxruntime": "1.0"}
+    report = ExportReport(bundle="b", variants=(variant,), teacher={"name": "t", "latency": []}, machine=machine)
+    card = render_card(report, json.loads((run_dir / "run.json").read_text()), distilltool.load_student(run_dir).card)
+    [line] = [line for line in card.splitlines() if line.startswith("On A processor")]
+    assert provider in line and f"--device {device}" in line and copies in line
+    assert "kept no hashes" in card
 
 
 def test_files_are_run_on_the_processors_that_may_be_used(

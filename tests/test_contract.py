@@ -204,7 +204,7 @@ DRIFT = {"trained", "held_out", "queries", "seen", "span", "nearest", "near", "f
 }
 DISTANCE = {"limit", "median", "held_out_median", "beyond", "correlation", "adjusted", "groups"}
 METRICS = {"map", "map@r", "recall@1", "recall@5", "recall@10"}
-EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "seconds"}
+EXPORT = {"bundle", "variants", "teacher", "machine", "evaluations", "sources", "seconds"}
 VARIANT = {"precision", "file", "bytes", "sha256", "opset", "status", "reason", "parity", "overlap@10", "latency"} | {
     "fidelity",
     "fidelity_loss",
@@ -400,6 +400,7 @@ def test_json_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(student["asymmetric"]) == set(student["reverse"]) == METRICS | {"overlap@10"}
     found = call("export", "run", "--seconds", "1")
     assert set(found) == EXPORT and set(found["variants"][0]) == VARIANT
+    assert set(found["sources"]) == {"images", "answers", "recipe"}
     assert set(found["variants"][0]["parity"]) == {"cosine_min", "cosine_mean"}
     assert set(found["variants"][0]["latency"][0]) == LATENCY
     assert set(found["teacher"]["latency"][0]) == LATENCY

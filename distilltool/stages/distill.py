@@ -21,6 +21,7 @@ from distilltool import (
     metrics,
     objective,
     onnx_export,
+    provenance,
     reference,
     ridge,
     search,
@@ -70,13 +71,14 @@ CALIBRATION = 16  # batches from which a fresh network's batch-norm statistics a
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
     """The images the teacher has answered about. vectors: (N, E) at length 1; unasked: images of the folder that it was
-    not asked about."""
+    not asked about; sha256: over the answers as they came (`provenance.of_answers`)."""
 
     photos: tuple[Photo, ...]
     vectors: NDArray[np.float32]
     skipped: int
     queries: dict[str, int]
     unasked: tuple[Photo, ...] = ()
+    sha256: str = ""
 
 
 def check(recipe: Recipe) -> None:
@@ -770,9 +772,22 @@ def _finish(
             "held_out": paths,
             "calibration": [seen[at] for at in np.linspace(0, len(seen) - 1, min(len(seen), CALIBRATED)).astype(int)],
             "weights_sha256": images.digest(run.weights),
+            "recipe": recipe.to_dict(),
+            "sha256": _made_from(run, answered, recipe),
         },
     )
     run.tidy()
+
+
+def _made_from(run: RunDir, answered: Answered, recipe: Recipe) -> dict[str, str]:
+    """Hashes of images, answers and recipe, by their names in `provenance.OVER`."""
+    unasked = [one.tobytes() for one in np.load(run.trained_unasked, allow_pickle=False)]
+    return {
+        "images": provenance.of_images([photo.sha256 for photo in answered.photos]),
+        **({"unasked": provenance.of_images(unasked)} if unasked else {}),
+        "answers": answered.sha256,
+        "recipe": provenance.of_recipe(recipe.to_dict()),
+    }
 
 
 def _write(path: Path, data: bytes) -> None:

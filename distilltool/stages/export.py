@@ -119,6 +119,7 @@ def _export(
         teacher=_teacher_facts(manifest, teacher, timed.teacher),
         machine=latency.machine(),
         evaluations=_evaluations(run),
+        sources=manifest.get("sha256", {}),
         seconds=time.perf_counter() - began,
     )
     write_json(bundle / "report.json", to_json(_without_paths(report)))
