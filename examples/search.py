@@ -28,12 +28,12 @@ def build(deploy: Any, student: Any, folder: Path, file: Path) -> None:
     index, names, rows = faiss.IndexFlatIP(student.session.get_outputs()[0].shape[1]), list[str](), list[Any]()
     for path in sorted(one for one in folder.rglob("*") if one.suffix.lower() in SUFFIXES):
         try:
-            rows.append(deploy.resize(deploy.open_rgb(path), student.spec))
+            rows.append(pixels_of(deploy, student, path))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             print(f"left out: {path}: {error}", file=sys.stderr)
             continue
         names.append(path.relative_to(folder).as_posix())
-        if len(rows) == BATCH:
+        if len(rows) == (BATCH if student.spec else 1):  # decoded images are of one size only by chance
             index.add(embed(student, rows))
             rows.clear()
     if rows:
@@ -54,7 +54,7 @@ def query(deploy: Any, student: Any, photo: Path, file: Path) -> None:
     index, data, times = faiss.read_index(str(file)), photo.read_bytes(), []
     for _ in range(1 + TIMED):
         began = time.perf_counter()
-        pixels = deploy.resize(deploy.open_rgb(data), student.spec)
+        pixels = pixels_of(deploy, student, data)
         decoded = time.perf_counter()
         vector = embed(student, [pixels])
         embedded = time.perf_counter()
@@ -66,6 +66,12 @@ def query(deploy: Any, student: Any, photo: Path, file: Path) -> None:
     names = ("decode and resize", "embed", "search", "from bytes to answer")
     told = ", ".join(f"{name} {1000 * part:.2f} ms" for name, part in zip(names, parts, strict=True))
     print(f"{told} (medians of {TIMED})", file=sys.stderr)
+
+
+def pixels_of(deploy: Any, student: Any, source: Path | bytes) -> Any:
+    """An image as the file takes it, (H, W, 3) uint8: resized, unless the file does so itself (student.any.onnx)."""
+    image = deploy.open_rgb(source)
+    return deploy.resize(image, student.spec) if student.spec else np.asarray(image)
 
 
 def embed(student: Any, rows: list[Any]) -> Any:

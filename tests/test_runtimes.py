@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "runtimes"
 SEARCH = Path(__file__).parent.parent / "examples" / "search.py"
-FLOAT32, INT8 = "student.onnx", "student.int8-static.onnx"
+FLOAT32, INT8, ANY = "student.onnx", "student.int8-static.onnx", "student.any.onnx"
 BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4  # largest difference of a coordinate in float32
 INT8_NEAR = 0.98  # least cosine of 8 bits to those of onnxruntime: runtimes round and sum them differently
@@ -46,8 +46,8 @@ def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  
     """A bundle with a variant of 8 bits, whatever it is worth."""
     folder = tmp_path_factory.mktemp("runtimes") / "bundle"
     free = {"smaller": 1.0, "min_overlap": 0.3, "max_drop": 1.0}
-    report = distilltool.export(run_dir, bundle=folder, seconds=1.0, precision=["int8-static"], **free)
-    assert [one.status for one in report.variants] == ["accepted", "accepted"]
+    report = distilltool.export(run_dir, bundle=folder, seconds=1.0, precision=["int8-static"], image="any", **free)
+    assert [one.status for one in report.variants] == ["accepted"] * 3
     return folder
 
 
@@ -229,21 +229,22 @@ def search(bundle: Path, *words: str | Path, cwd: Path) -> subprocess.CompletedP
     return alone(environment("search", HERE) / "bin/python", "-I", SEARCH, bundle, *words, cwd=cwd)
 
 
-def test_a_folder_is_searched_by_a_photograph(exported: Path, work: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("name", [FLOAT32, ANY])
+def test_a_folder_is_searched_by_a_photograph(name: str, exported: Path, work: Path, tmp_path: Path) -> None:  # noqa: F811
     """From JPEG to the ten nearest: those that the vectors say, itself first; and how long it took."""
     images, index = work / "imgs", tmp_path / "index.faiss"
-    done = search(exported, "index", images, "--index", index, cwd=tmp_path)
+    done = search(exported, "index", images, "--index", index, "--model", name, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("65 images"), done.stderr
     assert "torn.jpg" in done.stderr
     names = json.loads((tmp_path / "index.faiss.json").read_text())["files"]
     photo = images / "photo0004.jpg"
-    done = search(exported, "query", photo, "--index", index, cwd=tmp_path)
+    done = search(exported, "query", photo, "--index", index, "--model", name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = [line.split("  ") for line in done.stdout.splitlines()]
-    student = deploy.Student(exported / FLOAT32)
-    cosines = student.embed([images / name for name in names]) @ student.embed([photo])[0]
+    student = deploy.Student(exported / name)
+    cosines = student.embed([images / file for file in names]) @ student.embed([photo])[0]
     best = np.argsort(-cosines)[:10]
-    assert [name for _, name in said] == [names[at] for at in best] and said[0] == ["1.0000", photo.name]
+    assert [file for _, file in said] == [names[at] for at in best] and said[0] == ["1.0000", photo.name]
     assert [float(value) for value, _ in said] == pytest.approx(cosines[best], abs=1e-4)
     *parts, whole = (float(value) for value in re.findall(r"([\d.]+) ms", done.stderr))
     assert len(parts) == 3 and parts[0] > 0 and parts[1] > 0
