@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 # what each is over, in a card, for whoever computes it again
 OVER = {
-    "images": "the SHA-256 of each image asked about, sorted, in hex, a line each: "
+    "images": "the SHA-256 of each image with an answer, sorted, in hex, a line each: "
     "`sha256sum FILES | cut -c1-64 | sort -u | sha256sum`",
     "unasked": "the same of the images learned from without an answer",
-    "answers": "of each image asked about, in the same order, its SHA-256 (32 bytes) and the answer in the ledger "
+    "answers": "these images in the same order, of each its SHA-256 (32 bytes) and the answer in the ledger "
     "(little-endian float32, as it came)",
     "recipe": "`recipe` in the run's `run.json`, as JSON with sorted keys and without spaces",
 }
