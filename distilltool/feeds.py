@@ -1,5 +1,6 @@
 """What a model is fed when it is timed: numbers by its own signature, or real images through its preprocessing."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from distilltool.graph import AS_IT_IS, CHAIN, RESHAPES, Graph, Shape, Value
 from distilltool.inputs import parse_setting, shape_text, split_setting, spread, the_image
 from distilltool.onnx_file import OnnxFile, describe, opset_of, read_model, settle_external
 from distilltool.preprocess import parse_flags
+from distilltool.report import BenchFed
 from distilltool.said import fixed_size, layout_of, nominal_size, said_of, settle, unknown_preprocess
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class Subject:
     def opset(self) -> int:
         """Of the standard operators."""
         return opset_of(self.proto)
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Its inputs as the file declares them."""
+        return tuple(" ".join(filter(None, (one.name, shape_text(one), one.dtype))) for one in self.graph.inputs)
 
     @cached_property
     def batch(self) -> int | None:
@@ -106,6 +113,21 @@ def feeds_of(subject: Subject, batch: int, wish: Wish) -> dict[str, NDArray[Any]
         else:
             found[one.name] = _numbers(subject, one, shape, rng)
     return found
+
+
+def fed_of(subject: Subject, feeds: dict[str, NDArray[Any]], wish: Wish) -> tuple[BenchFed, ...]:
+    """What `feeds_of` gave each input, and on whose word."""
+    settings = dict(split_setting(text) for text in wish.settings)
+    image = the_image(subject.path, subject.graph).name if wish.photos else None
+    found = list[BenchFed]()
+    for name, array in feeds.items():
+        source, said = "drawn", ""
+        if name == image:
+            source, said = "images", hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        elif name in settings:
+            source, said = "setting", settings[name]
+        found.append(BenchFed(name=name, shape=tuple(array.shape), dtype=str(array.dtype), source=source, said=said))
+    return tuple(found)
 
 
 def is_image(value: Value) -> bool:

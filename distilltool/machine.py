@@ -12,7 +12,14 @@ from distilltool import __version__
 from distilltool.images import cpu_quota
 from distilltool.latency import machine
 
-DECIDING = {"cpu": "processor", "vector": "vector instructions", "processors": "number of processors"}
+DECIDING = {
+    "cpu": "processor",
+    "vector": "vector instructions",
+    "processors": "number of processors",
+    "affinity": "processors it may use",
+    "quota": "processors' worth of time it may use",
+    "onnxruntime": "onnxruntime",
+}
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -36,12 +43,28 @@ def facts() -> dict[str, Any]:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """In what two machines differ so that their times cannot be compared; empty where they do not."""
+    """In what two machines, or what may be used of them, differ so that their times cannot be compared; empty where
+    they do not."""
     return [
-        f"{what}: {theirs.get(key)} there, {ours.get(key)} here"
+        f"{what}: {_said(theirs.get(key))} there, {_said(ours.get(key))} here"
         for key, what in DECIDING.items()
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def _said(value: Any) -> str:
+    """A fact within a sentence: of the numbers of many processors the stretches, 0-63."""
+    if value is None:
+        return "unlimited or unknown"
+    if not isinstance(value, list):
+        return str(value)
+    stretches = list[list[Any]]()
+    for one in value:
+        if stretches and isinstance(one, int) and one == stretches[-1][-1] + 1:
+            stretches[-1].append(one)
+        else:
+            stretches.append([one])
+    return " ".join(str(one[0]) if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in stretches) or "none"
 
 
 def _flags() -> list[str]:

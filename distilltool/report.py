@@ -500,13 +500,26 @@ class ExportReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchFile:
-    """A file that was timed. sha256 and bytes take in its external data."""
+    """A file that was timed. sha256 and bytes take in its external data; inputs: name, shape and type as declared."""
 
     path: str
     sha256: str
     bytes: int
     opset: int
     ir_version: int
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchFed:
+    """What one input was fed. source: "drawn" by the signature, "setting" or "images"; said: the setting as it was
+    written, sha256 of the prepared images, empty where drawn."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    source: str
+    said: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -514,11 +527,12 @@ class BenchRun:
     """Times of one model in one way of running it, in a fresh process. model: the file's name; side: "model" or
     "baseline". copies: "included" where arrays go to the device and back, "excluded" where they stay there, "none" on a
     CPU. elsewhere: share of the graph's nodes that another provider took, by `nodes`, None where nobody says; wholly:
-    nothing could be left to the CPU. shapes: of the inputs. mad_ms: median absolute deviation. warm_up: its seconds and
-    runs. load_ms, first_ms: the session's start from a file in the system's cache, the first run. memory_bytes: the
-    process's peak beyond what it had before loading, peak_bytes: its whole. joules: of one run, all that runs on the
-    machine counted, None where unknown. noise: the same model over itself in a second process, None of a baseline's
-    that has it in the comparison. blocks_ms: every run's time, by block."""
+    nothing could be left to the CPU. shapes: of the inputs, fed: all of what they were given. mad_ms: median
+    absolute deviation. warm_up: its seconds and runs. load_ms, first_ms: the session's start from a file in the
+    system's cache, the first run. memory_bytes: the process's peak beyond what it had before loading, peak_bytes:
+    its whole. joules: of one run, all that runs on the machine counted, None where unknown. noise: the same model
+    over itself in a second process, None of a baseline's that has it in the comparison. blocks_ms: every run's
+    time, by block."""
 
     model: str
     side: str
@@ -531,6 +545,7 @@ class BenchRun:
     nodes: dict[str, int]
     wholly: bool
     shapes: dict[str, tuple[int, ...]]
+    fed: tuple[BenchFed, ...]
     n: int
     min_ms: float
     p50_ms: float
@@ -585,8 +600,9 @@ class BenchGate:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchReport:
     """What `bench` measured. baseline: None without one; baseline_report: the stored report it was taken from. ratio,
-    verdict, why: of the comparison that is worst for the model, None without a baseline; why is empty then. machine:
-    what it was measured on, load before and after; energy: what counted it, or why nothing did, None where unasked."""
+    verdict, why: of the comparison that is worst for the model, None without a baseline; why is empty then. settings:
+    what was said of the inputs and the time, as it was written, images by their number. machine: what it was measured
+    on, load before and after; energy: what counted it, or why nothing did, None where unasked."""
 
     model: BenchFile
     baseline: BenchFile | None
@@ -599,6 +615,7 @@ class BenchReport:
     why: str
     tolerance: float
     inputs: str
+    settings: dict[str, Any]
     energy: str | None
     machine: dict[str, Any]
     created: str

@@ -22,7 +22,7 @@ from distilltool import bench_text, gate, machine, measured
 from distilltool.cli import _json_file, app
 from distilltool.energy import open_meter
 from distilltool.errors import DistillError
-from distilltool.feeds import Wish, feeds_of, open_subject
+from distilltool.feeds import Wish, fed_of, feeds_of, open_subject
 from distilltool.latency import EARNED
 from distilltool.measure import Worker
 from distilltool.report import BenchReport, to_json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.alone
 SECONDS = "2"
 
 
-def layers(path: Path, count: int, *, batch: str | int = "N") -> Path:
+def layers(path: Path, count: int, *, batch: str | int = "N", side: str | int = 32) -> Path:
     """Convolutions one after the other: the time of a run grows with their number."""
     rng = np.random.default_rng(0)
     weights = [numpy_helper.from_array(rng.normal(0, 0.1, (16, 3, 3, 3)).astype(np.float32), "w0")]
@@ -45,7 +45,7 @@ def layers(path: Path, count: int, *, batch: str | int = "N") -> Path:
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 32, 32])],
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, side, side])],
         [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [batch, 16, 1, 1])],
         weights,
     )
@@ -156,6 +156,87 @@ def test_a_report_of_another_machine_decides_nothing(alone: BenchReport, models:
 def test_a_report_without_this_way_of_running_is_refused(alone: BenchReport, models: Path) -> None:
     found = call(models / "slow.onnx", models / "alone.json", "--batch", "5")
     assert found.exit_code == 1 and "--batch 1; --device cpu --threads 1 --batch 2" in found.stderr
+
+
+@pytest.fixture(scope="module")
+def large(models: Path) -> Path:
+    """A report of a model of any size, fed 96×96; the same with more layers is `any16.onnx`."""
+    layers(models / "any16.onnx", 16, side="S")
+    layers(models / "any.onnx", 4, side="S")
+    words = ("--shape", "pixels=Nx3x96x96", "--seconds", "1", "--json", models / "large.json", "--quiet")
+    assert call(models / "any.onnx", *words).exit_code == 0
+    return models / "large.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "here"),
+    [
+        ("any.onnx", ["--shape", "pixels=Nx3x64x64"], "pixels 1×3×64×64 float32 (drawn)"),
+        ("any16.onnx", ["--shape", "pixels=Nx3x64x64"], "pixels 1×3×64×64 float32 (drawn)"),
+        ("any.onnx", [], "pixels 1×3×224×224 float32 (drawn)"),
+        ("any.onnx", ["--input", "pixels=0.5", "--shape", "pixels=Nx3x96x96"], "(--input pixels=0.5)"),
+        ("any.onnx", ["--images", "imgs", "--preprocess", "unit", "--preprocess", "size=96"], "(images)"),
+    ],
+)
+def test_a_report_of_what_was_fed_otherwise_is_refused(
+    large: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], here: str
+) -> None:
+    """Smaller images are no faster model: one line says both, whatever the gate."""
+    monkeypatch.chdir(large.parent)
+    if "--images" in words:
+        photo_folder(Path("imgs"), 3)
+    found = call(name, "--baseline", large, *words, "--seconds", "1", "--gate", "p50<1.1x")
+    assert found.exit_code == 1, found.stderr
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "pixels 1×3×96×96 float32 (drawn)" in lines[0] and here in lines[0]
+
+
+def test_a_report_of_the_same_feeds_is_compared(large: Path) -> None:
+    """A file of the same inputs, fed the same; one whose inputs are its own is compared too, and that is said."""
+    words = ("--baseline", large, "--seconds", "1", "--json")
+    found = call(large.parent / "any16.onnx", *words, "--shape", "pixels=Nx3x96x96")
+    assert json.loads(found.stdout)["verdict"] == "slower" and "different work" not in found.stderr
+    found = call(large.parent / "quick.onnx", *words)
+    assert json.loads(found.stdout)["verdict"] == "faster"
+    assert "pixels 1×3×96×96 float32 (drawn), this would be of pixels 1×3×32×32 float32 (drawn)" in " ".join(
+        found.stderr.split()
+    )
+
+
+def test_a_report_says_what_was_fed(large: Path) -> None:
+    values = json.loads(large.read_text())
+    fed = {"name": "pixels", "shape": [1, 3, 96, 96], "dtype": "float32", "source": "drawn", "said": ""}
+    assert values["runs"][0]["fed"] == [fed] and values["model"]["inputs"] == ["pixels N×3×S×S float32"]
+    assert values["settings"] == {
+        "shapes": ["pixels=Nx3x96x96"],
+        "inputs": [],
+        "preprocess": [],
+        "images": 0,
+        "seconds": 1,
+    }
+
+
+def test_a_report_that_does_not_say_what_was_fed_is_refused(large: Path, tmp_path: Path) -> None:
+    values = json.loads(large.read_text())
+    del values["settings"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    found = call(large.parent / "any.onnx", "--baseline", tmp_path / "old.json")
+    assert found.exit_code == 1 and "does not say what was fed" in found.stderr
+
+
+def test_other_images_are_warned_of(models: Path, tmp_path: Path) -> None:
+    """Of one shape, so that most models take as long; a warning alone."""
+    subject, folders = open_subject(models / "quick.onnx"), [tmp_path / "these", tmp_path / "those"]
+    for seed, folder in enumerate(folders):
+        photo_folder(folder, 2, seed=seed)
+    out = tmp_path / "r.json"
+    report = distilltool.bench(subject.path, images_dir=folders[0], preprocess=["unit"], seconds=1, out=out)
+    wishes = [Wish(preprocess=("unit",), photos=tuple(sorted(folder.iterdir()))) for folder in folders]
+    said = [
+        read_stored(out).check_fed(report.model, fed_of(subject, feeds_of(subject, 1, one), one), report.settings, 1)
+        for one in wishes
+    ]
+    assert said == ["", f"{out} was fed other images"]
 
 
 def test_the_action_reads_its_own_format(alone: BenchReport) -> None:
@@ -375,6 +456,13 @@ def test_machines_are_told_apart() -> None:
     assert machine.differences(here, json.loads(json.dumps(to_json(here)))) == []
     assert machine.differences(here, {**here, "cpu": "x", "load": [9, 9, 9]}) == [
         f"processor: x there, {here['cpu']} here"
+    ]
+    pinned = {**here, "affinity": [0, 1, 2, 3, 8], "quota": None, "onnxruntime": "1.22.0"}
+    free = {**here, "affinity": list(range(64)), "quota": 1.5, "onnxruntime": "1.23.0"}
+    assert machine.differences(free, pinned) == [
+        "processors it may use: 0-3 8 there, 0-63 here",
+        "processors' worth of time it may use: unlimited or unknown there, 1.5 here",
+        "onnxruntime: 1.22.0 there, 1.23.0 here",
     ]
 
 

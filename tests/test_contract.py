@@ -239,6 +239,7 @@ BENCH = {
     "why",
     "tolerance",
     "inputs",
+    "settings",
     "energy",
     "machine",
     "created",
@@ -255,6 +256,7 @@ BENCH_RUN = (
         "nodes",
         "wholly",
         "shapes",
+        "fed",
         "mad_ms",
         "warm_up",
         "load_ms",
@@ -345,7 +347,10 @@ def test_json_fields_of_bench(tmp_path: Path) -> None:
     words = ["bench", path, path, "--json", "--quiet", "--seconds", "1", "--gate", "p50<9x"]
     found = json.loads(CliRunner().invoke(app, [*map(str, words)]).stdout)
     assert set(found) == BENCH
-    assert set(found["model"]) == set(found["baseline"]) == {"path", "sha256", "bytes", "opset", "ir_version"}
+    file = {"path", "sha256", "bytes", "opset", "ir_version", "inputs"}
+    assert set(found["model"]) == set(found["baseline"]) == file
+    assert set(found["runs"][0]["fed"][0]) == {"name", "shape", "dtype", "source", "said"}
+    assert set(found["settings"]) == {"shapes", "inputs", "preprocess", "images", "seconds"}
     assert [set(run) for run in found["runs"]] == [BENCH_RUN] * 2
     assert set(found["ratio"]) == set(found["runs"][0]["speedup"]) == set(found["runs"][0]["noise"]) == INTERVAL
     assert set(found["comparisons"][0]) == BENCH_WAY | {"ratio", "noise", "widened", "p", "verdict", "why"}

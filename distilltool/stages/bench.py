@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from distilltool import latency, machine, versus
 from distilltool.energy import Meter, open_meter
 from distilltool.errors import DistillError, Interrupted
-from distilltool.feeds import Subject, Wish, feeds_of, open_subject
+from distilltool.feeds import Subject, Wish, fed_of, feeds_of, open_subject
 from distilltool.gate import Gate, outcome
 from distilltool.latency import EARNED, Timed
 from distilltool.measure import Worker
 from distilltool.progress import Progress
-from distilltool.report import BenchComparison, BenchFile, BenchGate, BenchReport, BenchRun, Interval, Speedup
+from distilltool.report import BenchComparison, BenchFed, BenchFile, BenchGate, BenchReport, BenchRun, Interval, Speedup
 from distilltool.runtime import provider_of
 from distilltool.stored import Stored
 from distilltool.versus import Compared
@@ -72,7 +73,7 @@ class Lane:
 
     side: str
     subject: Subject
-    feeds: dict[str, NDArray[np.generic]]
+    fed: tuple[BenchFed, ...]
     worker: Worker
 
 
@@ -108,16 +109,21 @@ def bench(model: Path, baseline: Path | Stored | None, plan: Plan, progress: Pro
     stored = baseline if isinstance(baseline, Stored) else None
     ways = _ways(ours, theirs, plan)
     meters = {device: _meter(device, plan, progress) for device in plan.devices}
+    fed_otherwise = dict[str, None]()
     for way in ways:
         provider_of(way.device)
-        for subject in (ours, theirs):
-            if subject is not None:
-                feeds_of(subject, way.batch, plan.wish)
+        feeds = feeds_of(ours, way.batch, plan.wish)
+        if theirs is not None:
+            feeds_of(theirs, way.batch, plan.wish)
         if stored is not None:
             stored.check(way.device, way.threads, way.batch)
+            fed = fed_of(ours, feeds, plan.wish)
+            fed_otherwise[stored.check_fed(_file(ours), fed, _settings(plan), way.batch)] = None
+    for said in filter(None, fed_otherwise):
+        progress.warn(said)
     unlike = machine.differences(before, stored.machine) if stored is not None else []
     if unlike:
-        progress.warn(f"the baseline was measured on another machine ({'; '.join(unlike)}): nothing is compared")
+        progress.warn(f"{_apart(unlike)}: nothing is compared")
     found = list[Outcome]()
     try:
         for way in ways:
@@ -164,7 +170,8 @@ def _measure(
             feeds = feeds_of(subject, way.batch, plan.wish)
             worker = Worker(subject, way.device, way.threads, feeds, way.batch)
             open_workers.callback(worker.close)
-            lanes.append(Lane(side=side, subject=subject, feeds=feeds, worker=worker))
+            fed = fed_of(subject, feeds, plan.wish)
+            lanes.append(Lane(side=side, subject=subject, fed=fed, worker=worker))
         for lane in lanes[: len(sides) - 1]:
             _say_elsewhere(lane, progress)
         found = list[Outcome]()
@@ -261,11 +268,28 @@ def _report(
         why=worst.why if worst else "",
         tolerance=plan.tolerance,
         inputs=f"{len(plan.wish.photos)} images" if plan.wish.photos else "random numbers by the signature",
+        settings=_settings(plan),
         energy=None,
         machine={**before, "load_after": after},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,
     )
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What was said of the inputs and the time, as a report keeps it."""
+    wish = plan.wish
+    return {
+        "shapes": wish.shapes,
+        "inputs": wish.settings,
+        "preprocess": wish.preprocess,
+        "images": len(wish.photos),
+        "seconds": plan.seconds,
+    }
+
+
+def _apart(unlike: Sequence[str]) -> str:
+    return f"the baseline was measured on another machine or under other conditions ({'; '.join(unlike)})"
 
 
 def _file(subject: Subject) -> BenchFile:
@@ -275,6 +299,7 @@ def _file(subject: Subject) -> BenchFile:
         bytes=subject.file.size_bytes,
         opset=subject.opset,
         ir_version=subject.proto.ir_version,
+        inputs=subject.signature,
     )
 
 
@@ -297,7 +322,7 @@ def _comparison(way: Way, compared: Compared, plan: Plan, unlike: Sequence[str])
 def _why(verdict: str, found: Compared, tolerance: float, unlike: Sequence[str]) -> str:
     """One sentence for a verdict."""
     if unlike:
-        return f"the baseline was measured on another machine ({'; '.join(unlike)})"
+        return _apart(unlike)
     times = f"{found.ratio.value:.3f} of the baseline's time ({found.ratio.low:.3f} to {found.ratio.high:.3f})"
     noise = f"a model over itself is {found.noise.value:.3f} ({found.noise.low:.3f} to {found.noise.high:.3f})"
     if verdict == "same":
@@ -329,7 +354,8 @@ def _run(one: Outcome, side: str) -> BenchRun:
         elsewhere=loaded.elsewhere,
         nodes={name: count for name, count in loaded.nodes.items() if count},
         wholly=loaded.wholly,
-        shapes={name: tuple(array.shape) for name, array in taken.lane.feeds.items()},
+        shapes={one.name: one.shape for one in taken.lane.fed},
+        fed=taken.lane.fed,
         n=len(ms),
         min_ms=float(ms.min()),
         p50_ms=float(np.median(ms)),
@@ -369,7 +395,7 @@ def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
         if decided == "fails" and gate.share and gate.limit >= 1 and unsure:  # the test asks whether both take as long
             decided = "inconclusive"
     if gate.share and unlike:
-        decided, why = "inconclusive", f"the baseline was measured on another machine ({'; '.join(unlike)})"
+        decided, why = "inconclusive", _apart(unlike)
     return BenchGate(
         gate=gate.text,
         device=one.way.device,
