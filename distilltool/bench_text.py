@@ -1,5 +1,7 @@
 """A report of `bench` for people and for other tools: rows of a table, Markdown, and what a GitHub action reads."""
 
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from distilltool.names import in_markdown, printable
@@ -8,27 +10,54 @@ from distilltool.report import BenchReport, BenchRun
 HEADS = ("model", "on", "batch", "p50 ms", "p90 ms", "per s", "time ÷ baseline's")
 
 
+def names(report: BenchReport) -> list[str]:
+    """The models by the letters that stand for them in `lettered`, a line each: a name is too long for a column."""
+    sides = {one.side: _name(one, report) for one in report.runs}
+    lines = [f"A: {sides['model']}"] if "model" in sides else []
+    if "baseline" in sides:
+        lines.append(f"B: {sides['baseline']} (baseline)")
+    elif report.baseline is not None and report.baseline_report is not None:
+        lines.append(printable(f"baseline: {PurePath(report.baseline.path).name}, from {report.baseline_report}"))
+    return lines
+
+
+def lettered(report: BenchReport) -> list[tuple[str, ...]]:
+    """The rows with a letter for each model's name."""
+    return [("A" if one.side == "model" else "B", *_figures(one, report)) for one in report.runs]
+
+
 def rows(report: BenchReport) -> list[tuple[str, ...]]:
     """A row for each run in the order of `HEADS`."""
-    return [_row(one, report) for one in report.runs]
+    return [
+        (_name(one, report) + (" (baseline)" if one.side == "baseline" else ""), *_figures(one, report))
+        for one in report.runs
+    ]
 
 
-def _row(run: BenchRun, report: BenchReport) -> tuple[str, ...]:
+def _name(run: BenchRun, report: BenchReport) -> str:
+    """The file's name, its path where both files are called the same."""
+    paths = {"model": report.model.path, "baseline": report.baseline.path if report.baseline else ""}
+    alike = len({one.side for one in report.runs if one.model == run.model}) > 1
+    return printable(paths[run.side] if alike else run.model)
+
+
+def _figures(run: BenchRun, report: BenchReport) -> tuple[str, ...]:
+    return (_on(run), f"{run.batch}", _ms(run.p50_ms), _ms(run.p90_ms), _rate(run.throughput), _ratio(run, report))
+
+
+def _on(run: BenchRun) -> str:
     copies = {"included": " +copies", "excluded": " −copies"}.get(run.copies, "")
-    name = run.model if run.side == "model" else f"{run.model} (baseline)"
-    return (
-        printable(name),
-        f"{run.device}:{run.threads}{copies}",
-        f"{run.batch}",
-        f"{run.p50_ms:.3g}" if run.p50_ms < 100 else f"{run.p50_ms:,.0f}",
-        _figure(run.p90_ms),
-        f"{run.throughput:,.1f}" if run.throughput < 100 else f"{run.throughput:,.0f}",
-        _ratio(run, report),
-    )
+    return f"{run.device}:{run.threads}{copies}"
 
 
-def _figure(ms: float | None) -> str:
+def _ms(ms: float | None) -> str:
     return "–" if ms is None else f"{ms:.3g}" if ms < 100 else f"{ms:,.0f}"
+
+
+def _rate(each_second: float) -> str:
+    if each_second < 100_000:
+        return f"{each_second:,.1f}" if each_second < 100 else f"{each_second:,.0f}"
+    return f"{each_second / 1000:,.0f}k"
 
 
 def _ratio(run: BenchRun, report: BenchReport) -> str:
@@ -37,7 +66,7 @@ def _ratio(run: BenchRun, report: BenchReport) -> str:
     way = (run.device, run.threads, run.batch, run.copies)
     for one in report.comparisons:
         if (one.device, one.threads, one.batch, one.copies) == way:
-            digits = 2 if one.ratio.value >= 0.2 else 3
+            digits = next((n for least, n in ((100, 0), (10, 1), (0.2, 2)) if one.ratio.value >= least), 3)
             value, low, high = (f"{each:.{digits}f}" for each in (one.ratio.value, one.ratio.low, one.ratio.high))
             return f"{value} ({low} to {high})"
     return ""
@@ -45,12 +74,30 @@ def _ratio(run: BenchRun, report: BenchReport) -> str:
 
 def details(report: BenchReport) -> list[str]:
     """What is known of each run beside its times, a line each."""
+    several = len({(one.device, one.threads, one.batch, one.copies) for one in report.runs}) > 1
     return [
-        f"{one.model}: {one.provider}, loaded in {one.load_ms:,.0f} ms, first run {one.first_ms:,.1f} ms, "
+        _name(one, report)
+        + (f" ({_on(one)}, batch {one.batch})" if several else "")
+        + f": {one.provider}, loaded in {one.load_ms:,.0f} ms, first run {one.first_ms:,.1f} ms, "
         f"memory +{one.memory_bytes / 1e6:,.0f} MB, {one.n:,} runs, MAD {one.mad_ms:.2g} ms"
         + ("" if one.joules is None else f", {one.joules:.3g} J a run")
+        + (f"; {said}" if (said := elsewhere(one.provider, one.nodes, one.elsewhere, wholly=one.wholly)) else "")
         for one in report.runs
     ]
+
+
+def elsewhere(provider: str, nodes: Mapping[str, int], share: float | None, *, wholly: bool) -> str:
+    """What another provider than the one asked for ran, or that nobody says; empty where there is nothing to say.
+
+    nodes, share, wholly: as in `BenchRun`.
+    """
+    if share:
+        others = ", ".join(f"{name} {count:,}" for name, count in nodes.items() if name != provider)
+        percent = f"{100 * share:.0f}" if share >= 0.01 else f"{100 * share:.1g}"
+        return f"{percent} % of its nodes ran elsewhere ({others})"
+    if share is None and not wholly:
+        return "some of its nodes may have run elsewhere, onnxruntime does not say which"
+    return ""
 
 
 def conclusion(report: BenchReport) -> str:

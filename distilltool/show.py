@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -497,15 +498,20 @@ class Show:
         self._console.print(f"{data}: " + "; ".join(said), soft_wrap=False)
 
     def _bench(self, found: Any) -> None:
-        """A line for each way of running each model, then what came of it."""
+        """The models' names, a line for each way of running each, then what came of it."""
         from distilltool import bench_text
 
+        for line in bench_text.names(found):
+            self._console.print(_safe(line), soft_wrap=True)
+        heads, rows = ("", *bench_text.HEADS[1:]), bench_text.lettered(found)
         table = Table()
-        for place, head in enumerate(bench_text.HEADS):
-            table.add_column(head, justify="left" if place < 2 else "right", overflow="fold", no_wrap=place > 0)
-        for row in bench_text.rows(found):
+        for place, head in enumerate(heads):  # only what it ran on may be broken, between two words
+            table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place != 1)
+        for row in rows:
             table.add_row(*map(_safe, row))
-        self._console.print(table)
+        least = _least_width([heads, *rows])
+        table.width = least if least > self._console.width else None  # a terminal breaks the line, nothing is cut
+        self._console.print(table, crop=False, soft_wrap=least > self._console.width)
         for line in bench_text.details(found):
             self._console.print(_safe(line), style="dim", soft_wrap=self._whole)
         if found.verdict is not None:
@@ -591,6 +597,13 @@ def _outcome(word: str) -> str:
     """A verdict or what came of a gate, in its colour."""
     colour = "green" if word in ("faster", "same", "holds") else "red" if word in ("slower", "fails") else "yellow"
     return f"[{colour}]{word}[/]"
+
+
+def _least_width(rows: Sequence[Sequence[str]]) -> int:
+    """What a table with borders takes where all cells stay whole but those of the second column, where words do."""
+    columns = list(zip(*rows, strict=True))
+    columns[1] = tuple(word for cell in columns[1] for word in cell.split())
+    return 1 + sum(max(map(cell_len, column)) + 3 for column in columns)
 
 
 def _bench_exit(found: Any) -> Exit:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilltool import latency, machine, versus
+from distilltool.bench_text import elsewhere
 from distilltool.energy import Meter, open_meter
 from distilltool.errors import DistillError, Interrupted
 from distilltool.feeds import Subject, Wish, fed_of, feeds_of, open_subject
@@ -184,9 +185,8 @@ def _measure(
 
 def _say_elsewhere(lane: Lane, progress: Progress) -> None:
     loaded = lane.worker.loaded
-    if loaded.elsewhere:
-        others = ", ".join(f"{name} {count:,}" for name, count in loaded.nodes.items() if name != loaded.provider)
-        progress.warn(f"{lane.subject.path}: {100 * loaded.elsewhere:.0f} % of its nodes run elsewhere ({others})")
+    if said := elsewhere(loaded.provider, loaded.nodes, loaded.elsewhere, wholly=loaded.wholly):
+        progress.warn(f"{lane.subject.path}: {said}")
 
 
 def _meter(device: str, plan: Plan, progress: Progress) -> Metered:
