@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 import distilltool
 from distilltool import bench_text, gate, machine, measured
 from distilltool.cli import _json_file, app
-from distilltool.energy import open_meter
 from distilltool.errors import DistillError
 from distilltool.feeds import Wish, fed_of, feeds_of, open_subject
 from distilltool.latency import EARNED
@@ -425,23 +424,6 @@ def test_linked_weights_are_timed(tmp_path: Path) -> None:
     for name in ("m.onnx", "m.onnx.data"):
         (tmp_path / "hub" / name).symlink_to(tmp_path / "blobs" / name)
     assert distilltool.bench(tmp_path / "hub" / "m.onnx", seconds=1).runs[0].n >= 32
-
-
-def test_rapl_is_read_and_wraps(tmp_path: Path) -> None:
-    """Two packages in microjoules, one of which starts anew at its limit."""
-    for number, (now, most) in enumerate([(1_000_000, 9_000_000), (8_000_000, 10_000_000)]):
-        zone = tmp_path / f"intel-rapl:{number}"
-        zone.mkdir()
-        (zone / "energy_uj").write_text(f"{now}\n")
-        (zone / "max_energy_range_uj").write_text(f"{most}\n")
-    meter = open_meter("cpu", tmp_path)
-    before = meter.read()
-    assert meter.source == "RAPL" and before == (1.0, 8.0)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("3500000\n")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000\n")
-    assert meter.since(before) == pytest.approx(2.5 + 2.5)
-    with pytest.raises(DistillError, match="no RAPL"):
-        open_meter("cpu", tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(Path("/sys/class/powercap").exists(), reason="this machine may count energy")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distilltool import latency, machine, versus
 from distilltool.bench_text import elsewhere
-from distilltool.energy import Meter, open_meter
+from distilltool.energy import LAG, LEAST_SECONDS, Meter, open_meter
 from distilltool.errors import DistillError, Interrupted
 from distilltool.feeds import Subject, Wish, fed_of, feeds_of, open_subject
 from distilltool.gate import Gate, outcome
@@ -207,24 +207,29 @@ def _turns(lanes: Sequence[Lane], copies: str, seconds: float, meter: Meter | No
     slowest = max(one["seconds"] / one["runs"] for one in warmed)
     turns = _even(seconds / (len(lanes) * slowest * (RUNS_A_BLOCK + 1)))
     blocks: list[list[NDArray[np.float64]]] = [[] for _ in lanes]
-    joules = [0.0] * len(lanes)
     progress.expect(turns * len(lanes))
     for turn in range(turns):
         for place in range(len(lanes)) if turn % 2 == 0 else reversed(range(len(lanes))):
-            before = meter.read() if meter else ()
             blocks[place].append(lanes[place].worker.block(seconds / turns / len(lanes), copies))
-            joules[place] += meter.since(before) if meter else 0.0
             progress.advance()
     return [
         Taken(
             lane=lane,
             timed=Timed(blocks=tuple(ran)),
             warm_up=warm_up,
-            joules=spent / sum(len(block) + 1 for block in ran) if meter else None,
+            joules=_joules(lane.worker, copies, meter) if meter and lane.side != "again" else None,
             peak=lane.worker.peak(),
         )
-        for lane, ran, warm_up, spent in zip(lanes, blocks, warmed, joules, strict=True)
+        for lane, ran, warm_up in zip(lanes, blocks, warmed, strict=True)
     ]
+
+
+def _joules(worker: Worker, copies: str, meter: Meter) -> float:
+    """Of one run, apart from the turns: those are shorter than what a counter takes to hold what was spent."""
+    worker.block(LAG, copies)  # what comes late is this model's own then
+    before = meter.read()
+    runs = len(worker.block(LEAST_SECONDS, copies)) + 1
+    return meter.since(before) / runs
 
 
 def _even(turns: float) -> int:
