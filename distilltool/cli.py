@@ -880,7 +880,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="p50<1.10x",
-            help="What must hold, in quotes: p50<1.10x of the baseline's, p50<5ms, p99<20ms. May be repeated.",
+            help="What must hold, in quotes: p50<1.10x of the baseline's (mean times), p50<5ms, p99<20ms. "
+            "May be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -567,14 +567,16 @@ class BenchRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchComparison:
-    """The model against the baseline in one way of running both. ratio: of times, above 1 is slower; noise: of one
-    model over itself, by whose value the interval is widened before it is judged; p: of Mann-Whitney."""
+    """The model against the baseline in one way of running both. ratio: of mean times, above 1 is slower; medians: of
+    the medians of all runs, not judged; noise: of one model over itself, by whose value the interval is widened before
+    it is judged; p: of Mann-Whitney."""
 
     device: str
     threads: int
     batch: int
     copies: str
     ratio: Interval
+    medians: Interval
     noise: Interval
     widened: Interval
     p: float
@@ -584,8 +586,9 @@ class BenchComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchGate:
-    """A gate on one way of running the model. value: milliseconds, or times the baseline's, with the noise in its
-    interval, None where there are too few runs; outcome: "holds", "fails" or "inconclusive"."""
+    """A gate on one way of running the model. value: milliseconds, or mean time over the baseline's, with the noise in
+    its interval, None where there are too few runs; medians: over the baseline's, not judged, None of a gate in
+    milliseconds; outcome: "holds", "fails" or "inconclusive"."""
 
     gate: str
     device: str
@@ -593,6 +596,7 @@ class BenchGate:
     batch: int
     copies: str
     value: Interval | None
+    medians: Interval | None
     outcome: str
     why: str
 

@@ -4,6 +4,7 @@ What is decided, in this order. Ratios are model over baseline, above 1 is slowe
 runs. Where more programs than processors run, each run is interrupted or not, and a block's median leaps where that is
 as likely as not: a model of 1.16 times the work was seen at 1.3 to 1.7 by medians, one of 2.6 times at 5.4 by lower
 quartiles. Interruptions take their share of every block, so means keep the ratio, and a spoilt block is one of many.
+The ratio of the medians of all runs is told beside it and decides nothing.
 
 1. A against A: the baseline against itself in a second process, measured in the same turns as the model, so that it
    meets the same machine. How far its ratio lies from 1 is the bias: what one process has of luck with its memory, and
@@ -32,7 +33,7 @@ from distilltool.latency import Timed
 from distilltool.report import Interval, Speedup
 
 P = 0.002  # of the Mann-Whitney test, at most, for a difference
-DRAWS = 2000
+DRAWS, MEDIAN_DRAWS = 2000, 500
 LEVEL = (0.025, 0.975)
 
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
@@ -84,6 +85,17 @@ def compare_apart(model: Timed, baseline: Timed, noises: Sequence[Interval]) -> 
     return Compared(ratio=ratio, noise=noise, widened=widen(ratio, noise), p=mann_whitney(ours, theirs))
 
 
+def medians(model: Timed, baseline: Timed, *, in_turns: bool) -> Interval:
+    """The ratio of the medians of all runs, with an interval from a bootstrap of neighbouring blocks. in_turns: both
+    were measured so, and are drawn from the same turns; their numbers of blocks are then equal."""
+    rng = np.random.default_rng(0)
+    ours = _neighbours(rng, len(model.blocks), MEDIAN_DRAWS)
+    theirs = ours if in_turns else _neighbours(rng, len(baseline.blocks), MEDIAN_DRAWS)
+    low, high = np.quantile(_drawn(model, 50, ours) / _drawn(baseline, 50, theirs), LEVEL)
+    value = float(np.median(model.samples)) / float(np.median(baseline.samples))
+    return Interval(value=value, low=float(low), high=float(high))
+
+
 def widen(ratio: Interval, noise: Interval) -> Interval:
     """An interval with the bias of the machine on either side."""
     factor = math.exp(_bias(noise))
@@ -102,11 +114,7 @@ def judge(found: Compared, tolerance: float) -> Verdict:
 
 def percentile_interval(timed: Timed, percentile: int) -> Interval:
     """A percentile of all runs in milliseconds, with an interval from a bootstrap of neighbouring blocks."""
-    rng = np.random.default_rng(0)
-    drawn = [
-        float(np.percentile(np.concatenate([timed.blocks[at] for at in row]), percentile))
-        for row in _neighbours(rng, len(timed.blocks), 1000)
-    ]
+    drawn = _drawn(timed, percentile, _neighbours(np.random.default_rng(0), len(timed.blocks), 1000))
     low, high = np.quantile(drawn, LEVEL) * 1000
     value = float(np.percentile(timed.samples, percentile)) * 1000
     return Interval(value=value, low=float(low), high=float(high))
@@ -125,6 +133,13 @@ def mann_whitney(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> floa
     ties = float((counts.astype(np.float64) ** 3 - counts).sum()) / (whole * (whole - 1))
     spread = math.sqrt(n * m / 12 * (whole + 1 - ties))
     return min(1.0, math.erfc(max(0.0, abs(over) - 0.5) / spread / math.sqrt(2)))
+
+
+def _drawn(timed: Timed, percentile: int, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A percentile of all runs of the blocks in each draw, (draws,), in seconds. places: (draws, blocks)."""
+    return np.array(
+        [float(np.percentile(np.concatenate([timed.blocks[at] for at in row]), percentile)) for row in places]
+    )
 
 
 def _times(timed: Timed) -> NDArray[np.float64]:

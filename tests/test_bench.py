@@ -141,6 +141,12 @@ def test_files_for_ci(models: Path, tmp_path: Path) -> None:
     assert found.exit_code == 3 and [one["outcome"] for one in values["gates"]] == ["fails", "holds"]
     assert values["verdict"] == "slower" and values["baseline"]["sha256"] == stored["model"]["sha256"]
     assert values["baseline_report"] == str(out)
+    gate, runs = values["gates"][0], (values["runs"][0], stored["runs"][0])
+    assert gate["value"]["value"] == values["ratio"]["value"] and gate["medians"] == values["comparisons"][0]["medians"]
+    assert gate["medians"]["value"] == pytest.approx(runs[0]["p50_ms"] / runs[1]["p50_ms"], rel=1e-3)
+    assert (
+        gate["why"].startswith(f"by mean times {gate['value']['value']:.3f} (") and "by medians, not j" in gate["why"]
+    )
 
 
 def test_a_report_of_another_machine_decides_nothing(alone: BenchReport, models: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def made(device: str, *, ratio: Interval = EIGHTH, batch: int = 128) -> BenchRep
             batch=batch,
             copies=copies,
             ratio=ratio,
+            medians=ratio,
             noise=EVEN,
             widened=ratio,
             p=0.0,

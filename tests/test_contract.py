@@ -353,8 +353,16 @@ def test_json_fields_of_bench(tmp_path: Path) -> None:
     assert set(found["settings"]) == {"shapes", "inputs", "preprocess", "images", "seconds"}
     assert [set(run) for run in found["runs"]] == [BENCH_RUN] * 2
     assert set(found["ratio"]) == set(found["runs"][0]["speedup"]) == set(found["runs"][0]["noise"]) == INTERVAL
-    assert set(found["comparisons"][0]) == BENCH_WAY | {"ratio", "noise", "widened", "p", "verdict", "why"}
-    assert set(found["gates"][0]) == BENCH_WAY | {"gate", "value", "outcome", "why"}
+    assert set(found["comparisons"][0]) == BENCH_WAY | {
+        "ratio",
+        "medians",
+        "noise",
+        "widened",
+        "p",
+        "verdict",
+        "why",
+    }
+    assert set(found["gates"][0]) == BENCH_WAY | {"gate", "value", "medians", "outcome", "why"}
     assert found["verdict"] in ("faster", "slower", "same", "inconclusive")
 
 

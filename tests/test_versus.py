@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from distilltool.latency import Timed
 from distilltool.report import Interval
-from distilltool.versus import Compared, compare, compare_apart, judge, mann_whitney, noise_of, percentile_interval
+from distilltool.versus import (
+    Compared,
+    compare,
+    compare_apart,
+    judge,
+    mann_whitney,
+    medians,
+    noise_of,
+    percentile_interval,
+)
 
 TURNS = 60
 
@@ -91,6 +100,8 @@ def test_interruptions_do_not_stretch_the_ratio(slow: float) -> None:
     assert np.median(model.samples) / np.median(baseline.samples) > 1.3 * slow
     found = compare(model, baseline, again)
     assert found.ratio.value == pytest.approx(slow, rel=0.06) and judge(found, 0.05) == "slower"
+    # so a gate in x is not about the medians: they would fail one that the model keeps
+    assert medians(model, baseline, in_turns=True).low > 1.2 * slow > found.widened.high
 
 
 def test_equal_on_a_calm_machine_is_the_same() -> None:
@@ -155,6 +166,17 @@ def test_apart() -> None:
     assert found.ratio.value == pytest.approx(1.3, rel=0.01) and judge(found, 0.05) == "slower"
     assert 0.005 < found.ratio.high - found.ratio.low < 0.03
     assert judge(compare_apart(model, baseline, [exact, biased]), 0.05) == "inconclusive"
+
+
+@pytest.mark.parametrize("in_turns", [True, False])
+def test_medians(in_turns: bool) -> None:
+    """The ratio of what stands in the table; a drift is in both draws alike where they took turns."""
+    rng = np.random.default_rng(4)
+    model, baseline, _ = lanes(rng, 1.3, drifting(rng))
+    found = medians(model, baseline, in_turns=in_turns)
+    assert found.value == pytest.approx(float(np.median(model.samples) / np.median(baseline.samples)))
+    assert found.low < 1.3 < found.high and found.low <= found.value <= found.high
+    assert (found.high - found.low < 0.06) == in_turns
 
 
 def test_mann_whitney_by_counting() -> None:

@@ -91,11 +91,12 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """All that one way of running gave."""
+    """All that one way of running gave. medians: their ratio, None without a baseline."""
 
     way: Way
     taken: dict[str, Taken]
     compared: Compared | None
+    medians: Interval | None
     noise: Interval
 
 
@@ -240,13 +241,15 @@ def _outcome(way: Way, taken: dict[str, Taken], stored: Stored | None) -> Outcom
     model, again = taken["model"].timed, taken["again"].timed
     if "baseline" in taken:
         compared = versus.compare(model, taken["baseline"].timed, again)
-        return Outcome(way=way, taken=taken, compared=compared, noise=compared.noise)
+        medians = versus.medians(model, taken["baseline"].timed, in_turns=True)
+        return Outcome(way=way, taken=taken, compared=compared, medians=medians, noise=compared.noise)
     noise = versus.noise_of(model, again)
     if stored is None:
-        return Outcome(way=way, taken=taken, compared=None, noise=noise)
+        return Outcome(way=way, taken=taken, compared=None, medians=None, noise=noise)
     before = stored.run(way.device, way.threads, way.batch, way.copies)
     compared = versus.compare_apart(model, before.timed, [one for one in (noise, before.noise) if one])
-    return Outcome(way=way, taken=taken, compared=compared, noise=noise)
+    medians = versus.medians(model, before.timed, in_turns=False)
+    return Outcome(way=way, taken=taken, compared=compared, medians=medians, noise=noise)
 
 
 def _report(
@@ -258,7 +261,11 @@ def _report(
     unlike: Sequence[str],
     before: dict[str, object],
 ) -> BenchReport:
-    comparisons = [_comparison(one.way, one.compared, plan, unlike) for one in found if one.compared is not None]
+    comparisons = [
+        _comparison(one.way, one.compared, one.medians, plan, unlike)
+        for one in found
+        if one.compared is not None and one.medians is not None
+    ]
     worst = min(comparisons, key=lambda one: (WORST.index(one.verdict), -one.ratio.value), default=None)
     after = machine.facts()["load"]
     return BenchReport(
@@ -308,7 +315,7 @@ def _file(subject: Subject) -> BenchFile:
     )
 
 
-def _comparison(way: Way, compared: Compared, plan: Plan, unlike: Sequence[str]) -> BenchComparison:
+def _comparison(way: Way, compared: Compared, medians: Interval, plan: Plan, unlike: Sequence[str]) -> BenchComparison:
     verdict = "inconclusive" if unlike else versus.judge(compared, plan.tolerance)
     return BenchComparison(
         device=way.device,
@@ -316,6 +323,7 @@ def _comparison(way: Way, compared: Compared, plan: Plan, unlike: Sequence[str])
         batch=way.batch,
         copies=way.copies,
         ratio=compared.ratio,
+        medians=medians,
         noise=compared.noise,
         widened=compared.widened,
         p=compared.p,
@@ -329,7 +337,7 @@ def _why(verdict: str, found: Compared, tolerance: float, unlike: Sequence[str])
     if unlike:
         return _apart(unlike)
     times = f"{found.ratio.value:.3f} of the baseline's time ({found.ratio.low:.3f} to {found.ratio.high:.3f})"
-    noise = f"a model over itself is {found.noise.value:.3f} ({found.noise.low:.3f} to {found.noise.high:.3f})"
+    noise = f"a model over itself is {_figures(found.noise)}"
     if verdict == "same":
         return f"{times}, within {100 * tolerance:g} %; {noise}"
     if verdict != "inconclusive":
@@ -337,6 +345,10 @@ def _why(verdict: str, found: Compared, tolerance: float, unlike: Sequence[str])
     if max(found.noise.value, 1 / found.noise.value) > 1 + tolerance:
         return f"too noisy: {noise}, more than {100 * tolerance:g} % from 1; {times}"
     return f"{times}, on either side of {100 * tolerance:g} %; {noise}: a quieter machine or more --seconds may tell"
+
+
+def _figures(one: Interval) -> str:
+    return f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
 
 
 def _runs(one: Outcome) -> list[BenchRun]:
@@ -382,7 +394,8 @@ def _run(one: Outcome, side: str) -> BenchRun:
 
 
 def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
-    """A gate on one way of running; milliseconds are widened by the bias as ratios are."""
+    """A gate on one way of running; milliseconds are widened by the bias as ratios are. One in x is about the ratio of
+    mean times, as verdicts are: that of medians leaps where runs are interrupted (`distilltool.versus`)."""
     timed, value = one.taken["model"].timed, None
     if gate.share:
         assert one.compared is not None
@@ -391,11 +404,9 @@ def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
         value = versus.widen(versus.percentile_interval(timed, gate.percentile), one.noise)
     decided, why = "inconclusive", f"p{gate.percentile} takes more runs than {len(timed.samples)}: more --seconds"
     if value is not None:
-        unit = "of the baseline's" if gate.share else "ms"
-        decided, why = (
-            outcome(gate, value.low, value.high),
-            f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f}) {unit}",
-        )
+        decided, why = outcome(gate, value.low, value.high), f"{_figures(value)} ms"
+        if gate.share and one.medians is not None:
+            why = f"by mean times {_figures(value)} of the baseline's; by medians, not judged, {_figures(one.medians)}"
         unsure = one.compared is not None and one.compared.p >= versus.P
         if decided == "fails" and gate.share and gate.limit >= 1 and unsure:  # the test asks whether both take as long
             decided = "inconclusive"
@@ -408,6 +419,7 @@ def _gated(gate: Gate, one: Outcome, unlike: Sequence[str]) -> BenchGate:
         batch=one.way.batch,
         copies=one.way.copies,
         value=value,
+        medians=one.medians if gate.share else None,
         outcome=decided,
         why=why,
     )
