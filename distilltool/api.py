@@ -564,19 +564,20 @@ def bench(
     energy: bool = False,
     out: str | Path | None = None,
     form: str = BENCH_FORMAT,
+    whole: str | Path | None = None,
     markdown: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Time any ONNX file, each way of running it in fresh processes; beside a baseline, say which is faster.
 
-    baseline: another ONNX file, which is timed in turns with this one, or a report that `out` wrote earlier. batches:
+    baseline: another ONNX file, which is timed in turns with this one, or a report that was written earlier. batches:
     none for the one that the file takes, 1 where it is free. seconds: of timing for each device, number of threads and
     batch, all processes together; slow models take longer, for 16 turns of three runs are the fewest. tolerance: the
     share by which times may differ and be the same. gates: `p50<1.10x` of the baseline's, `p90<5ms`. images_dir: real
     images to feed, prepared as the file says or `preprocess`; else random numbers by the file's signature. inputs,
-    shapes: `name=value` and `name=Nx3x224x224` of single inputs. out: file for the whole
-    report, or, in the form "github-action-benchmark", what that action reads. markdown: file that a table is appended
-    to. Raises DistillError for what the user can mend.
+    shapes: `name=value` and `name=Nx3x224x224` of single inputs. out: file for the report, or, in the form
+    "github-action-benchmark", for what that action reads. whole: file for the report in any case, which can be another
+    run's baseline. markdown: file that a table is appended to. Raises DistillError for what the user can mend.
     """
     from distilltool import bench_text
     from distilltool.feeds import Wish
@@ -586,11 +587,15 @@ def bench(
 
     if form not in BENCH_FORMATS:
         raise DistillError(f"there is no format {form!r}", f"use --format {'|'.join(BENCH_FORMATS)}", Exit.USAGE)
+    if form != BENCH_FORMAT and out is None:
+        raise DistillError(f"nothing is to be written as {form}", "name its file with --out FILE.json", Exit.USAGE)
+    if out is not None and whole is not None and Path(out).absolute() == Path(whole).absolute():
+        raise DistillError(f"{out} is to be written twice", "give --out and --json files of their own", Exit.USAGE)
     limits = tuple(parse_gate(one) for one in gates)
     if baseline is None and any(one.share for one in limits):
         raise DistillError("a gate in x wants a baseline", "give BASELINE, or a gate in ms", Exit.USAGE)
     before = Path(baseline) if baseline is not None else None
-    for file in (out, markdown):
+    for file in (out, whole, markdown):
         if file is not None:
             check_writable(Path(file))
     photos = tuple(images.find(Path(images_dir))) if images_dir is not None else ()
@@ -610,6 +615,8 @@ def bench(
     report = stage.bench(Path(model), stored or before, plan, progress or Silent())
     if out is not None:
         write_json(Path(out), bench_text.action(report) if form != BENCH_FORMAT else to_json(report))
+    if whole is not None:
+        write_json(Path(whole), to_json(report))
     if markdown is not None:
         with Path(markdown).open("a", encoding="utf-8") as summary:
             summary.write(bench_text.markdown(report))

@@ -54,6 +54,7 @@ TRAINING = "Training"
 MEASURED = "What is measured"
 VIEWS = "Views and whitening"
 REPORTS = "Reports"
+REPORT = "--report"  # of `bench`, where --json is given a file
 VARIANTS = "Variants"
 TIMING = "Timing"
 
@@ -824,9 +825,9 @@ def _json_file(words: list[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name == "--json" and equals:
-            found += ["--out", value]
+            found += [REPORT, value]
         elif found[-1:] == ["--json"] and word.endswith(".json"):
-            found[-1:] = ["--out", word]
+            found[-1:] = [REPORT, word]
         else:
             found.append(word)
     return found
@@ -904,17 +905,18 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Write the report to a file; --json FILE.json is the same.",
+            help="Write the report to a file in the --format. --json FILE.json writes all of it, beside that.",
             show_default=False,
             rich_help_panel=REPORTS,
         ),
     ] = None,
+    whole: Annotated[Path | None, typer.Option(REPORT, hidden=True)] = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="NAME",
-            help="Of that file: distilltool or github-action-benchmark.",
+            help="Of the file of --out: distilltool or github-action-benchmark.",
             rich_help_panel=REPORTS,
         ),
     ] = BENCH_FORMAT,
@@ -949,6 +951,7 @@ def bench(
             energy=energy,
             out=out,
             form=form,
+            whole=whole,
             markdown=markdown,
             progress=show,
         )

@@ -80,7 +80,7 @@ class Stored:
 
 
 def read_stored(path: Path) -> Stored:
-    """Read a report that `bench --out` wrote; DistillError for anything else."""
+    """Read a report that `bench` wrote; DistillError for anything else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -104,7 +104,7 @@ def read_stored(path: Path) -> Stored:
         )
     except (AssertionError, KeyError, TypeError, ValueError):
         raise DistillError(
-            f"{path} is no report of bench", "make one with: distilltool bench MODEL --out FILE.json"
+            f"{path} is no report of bench", "make one with: distilltool bench MODEL --json FILE.json"
         ) from None
     if not runs or any(len(one.timed.blocks) < LEAST_BLOCKS for one in runs):
         raise DistillError(f"{path} holds too few times to compare with", "measure the baseline anew")

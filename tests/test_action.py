@@ -87,8 +87,11 @@ def test_the_action_gates(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "main.json").read_text())
     assert [one["outcome"] for one in report["gates"]] == ["holds", "holds"] and report["runs"][0]["batch"] == 2
     assert "**holds**" in (tmp_path / "summary.md").read_text()
-    done = timed(tmp_path, **common, baseline="main.json", gate="p50<0.01x", arguments="--batch\n2")
+    files = {"format": "github-action-benchmark", "out": "list.json", "json": "whole"}
+    done = timed(tmp_path, **common, **files, baseline="main.json", gate="p50<0.01x", arguments="--batch\n2")
     assert done.returncode == 3, done.stderr
+    listed, whole = (json.loads((tmp_path / name).read_text()) for name in ("list.json", "whole"))
+    assert listed[0]["value"] == whole["runs"][0]["p50_ms"]
 
 
 def test_a_noisy_runner_may_pass(tmp_path: Path) -> None:

@@ -263,6 +263,18 @@ def test_gates(models: Path, tmp_path: Path) -> None:
     assert call(quick, "--gate", "p50").exit_code == 2
 
 
+def test_one_run_writes_for_the_action_and_for_the_next_run(models: Path, tmp_path: Path) -> None:
+    """The file for the action holds its list alone, which is no baseline."""
+    listed, whole = tmp_path / "list.json", tmp_path / "main.json"
+    words = ("--seconds", "1", "--out", listed, "--format", "github-action-benchmark", "--json", whole)
+    found = call(models / "quick.onnx", *words)
+    assert (found.exit_code, found.stdout) == (0, ""), found.stderr
+    assert json.loads(listed.read_text())[0]["value"] == json.loads(whole.read_text())["runs"][0]["p50_ms"]
+    assert len(read_stored(whole).runs) == 1
+    with pytest.raises(DistillError, match="is no report of bench"):
+        read_stored(listed)
+
+
 def test_gates_are_read() -> None:
     parsed = gate.parse(" p50 <= 1.10x ")
     assert (parsed.percentile, parsed.limit, parsed.share) == (50, 1.1, True)
@@ -276,8 +288,8 @@ def test_gates_are_read() -> None:
 
 
 def test_json_takes_a_file_or_nothing() -> None:
-    assert _json_file(["m.onnx", "--json", "out.json"]) == ["m.onnx", "--out", "out.json"]
-    assert _json_file(["--json=out", "m.onnx"]) == ["--out", "out", "m.onnx"]
+    assert _json_file(["m.onnx", "--json", "out.json"]) == ["m.onnx", "--report", "out.json"]
+    assert _json_file(["--json=out", "m.onnx"]) == ["--report", "out", "m.onnx"]
     assert _json_file(["--json", "m.onnx", "b.json"]) == ["--json", "m.onnx", "b.json"]
     assert _json_file(["m.onnx", "--json", "--quiet"]) == ["m.onnx", "--json", "--quiet"]
 
@@ -309,6 +321,9 @@ def test_real_images(models: Path, tmp_path: Path) -> None:
         (["quick.onnx", "--batch", "0"], 2, "no list of whole numbers"),
         (["quick.onnx", "--format", "xml"], 2, "there is no format"),
         (["quick.onnx", "--out", "."], 1, "cannot be written"),
+        (["quick.onnx", "--json", "nowhere/../text.onnx/o.json"], 1, "cannot be written"),
+        (["quick.onnx", "--json", "o.json", "--format", "github-action-benchmark"], 2, "name its file with --out"),
+        (["quick.onnx", "--json", "o.json", "--out", "./o.json"], 2, "written twice"),
     ],
 )
 def test_one_line_says_what_is_wrong(

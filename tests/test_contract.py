@@ -69,6 +69,7 @@ FLAGS = {
         "--shape",
         "--energy",
         "--out",
+        "--report",
         "--format",
         "--markdown",
     },
