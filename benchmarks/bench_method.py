@@ -3,10 +3,12 @@
     python benchmarks/bench_method.py --json benchmarks/results/bench_method.json
     python benchmarks/bench_method.py --runs 2 --seconds 3 --rounds 2       # that it works, in a few minutes
 
-Three questions. `same`: a model against a copy of itself, again and again, while another program burns every processor
+Four questions. `same`: a model against a copy of itself, again and again, while another program burns every processor
 on and off; a verdict of faster or slower is false. `slower`: the same against a graph with 15 % more of the same
-layers, under the same noise; slower is right. `loop`: the median of `bench` without noise beside that of `LOOP` below,
-thirty lines that know nothing of distilltool, in a fresh process, in turns.
+layers, under the same noise; slower is right. `stored`: both again, each against a report of the first model that was
+made just before under other noise of the same kind; faster and slower of a copy are false. `loop`: the median of
+`bench` without noise beside that of `LOOP` below, thirty lines that know nothing of distilltool, in a fresh process,
+in turns.
 
 How much slower the second graph really is, is measured by that loop too, before anything else: layers are added until
 the ratio of the two is nearest to 1.15.
@@ -36,6 +38,7 @@ from distilltool.report import BenchReport
 
 WANTED = 1.15
 LAYERS, CHANNELS, SIDE = 80, 16, 20  # a few milliseconds on one thread; a layer more is 1.25 %
+ARMS = ["loop", "same", "slower", "stored"]
 ON, OFF = 0.6, 0.9  # seconds that the noise lasts and rests, on average
 
 
@@ -158,6 +161,30 @@ def judged(model: Path, base: Path, args: argparse.Namespace, first: int) -> lis
     return found
 
 
+def judged_apart(model: Path, base: Path, args: argparse.Namespace, first: int) -> list[dict[str, Any]]:
+    """So many comparisons with an earlier report, each of the two measurements under noise of its own."""
+    found, report = [], base.with_suffix(".json")
+    for number in range(args.runs):
+        with noise(first + 2 * number):
+            distilltool.bench(base, seconds=args.seconds, whole=report)
+        with noise(first + 2 * number + 1):
+            found.append(told(distilltool.bench(model, report, seconds=args.seconds)))
+        print(f"{model.name} against a report: {number + 1} of {args.runs}: {found[-1]}", flush=True)
+    return found
+
+
+def of_a_copy(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often each verdict was given, where faster and slower are false."""
+    counts = Counter(one["verdict"] for one in runs)
+    return {"counts": counts, "false": counts["faster"] + counts["slower"], "runs": runs}
+
+
+def of_the_slower(runs: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
+    """How often each verdict was given, where slower is right."""
+    counts = Counter(one["verdict"] for one in runs)
+    return {**about, "counts": counts, "found": counts["slower"], "runs": runs}
+
+
 def beside_the_loop(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Medians of `bench` and of the loop, taken in turns, the order drawn anew each time."""
     pairs = []
@@ -185,7 +212,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of bench and loop")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each bench, as its --seconds")
     parser.add_argument("--models", type=Path, nargs="*", default=[], help="further ONNX files for the loop")
-    parser.add_argument("--arms", nargs="+", default=["loop", "same", "slower"], choices=["loop", "same", "slower"])
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -203,15 +230,19 @@ def main() -> None:
             results["loop"] = [beside_the_loop(one, args) for one in (base, *args.models)]
         if "same" in args.arms:
             runs = judged(copy, base, args, 0)
-            counts = Counter(one["verdict"] for one in runs)
-            results["same"] = {"counts": counts, "false": counts["faster"] + counts["slower"], "runs": runs}
-        if "slower" in args.arms:
+            results["same"] = of_a_copy(runs)
+        if {"slower", "stored"} & {*args.arms}:
             other, ratio = calibrated(Path(name), base, min(args.seconds / 2, 5))
             print(f"the slower graph takes {ratio:.3f} of the base's time", flush=True)
+            about = {"by the loop": round(ratio, 4), "layers": other.stem}
+        if "slower" in args.arms:
             runs = judged(other, base, args, 1000)
-            counts = Counter(one["verdict"] for one in runs)
-            results["slower"] = {"by the loop": round(ratio, 4), "layers": other.stem, "counts": counts, "runs": runs}
-            results["slower"]["found"] = counts["slower"]
+            results["slower"] = of_the_slower(runs, about)
+        if "stored" in args.arms:
+            results["stored"] = {
+                "same": of_a_copy(judged_apart(copy, base, args, 2000)),
+                "slower": of_the_slower(judged_apart(other, base, args, 3000), about),
+            }
     results["seconds"] = round(time.perf_counter() - began)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -221,7 +252,11 @@ def main() -> None:
 def _short(found: Any) -> Any:
     if isinstance(found, list):
         return {one["model"]: one["bench / loop"] for one in found}
-    return {name: value for name, value in found.items() if name != "runs"}
+    return {
+        name: _short(value) if name in ("same", "slower") and isinstance(value, dict) else value
+        for name, value in found.items()
+        if name != "runs"
+    }
 
 
 if __name__ == "__main__":
