@@ -17,6 +17,10 @@ The ratio of the medians of all runs is told beside it and decides nothing.
 Many short turns are worth more than few long ones: other work that comes and goes spoils the turns it begins or ends
 in, and the median does not mind as long as those are few.
 
+Against an earlier measurement turns cancel nothing: medians of the blocks' times are compared, and stretches of an
+eighth of a measurement are drawn. Where other work comes and goes for a sixth of it, stretches of six turns gave false
+verdicts of a model against itself in 15 of 150 simulations, these in 6; they find 15 % in 71 instead of 91.
+
 So where the baseline differs from itself by as much as the tolerance, or a gate, no verdict is given about a difference
 of that size, while a model that takes twice the time is found on a noisy machine too.
 """
@@ -78,7 +82,9 @@ def compare_apart(model: Timed, baseline: Timed, noises: Sequence[Interval]) -> 
     ours, theirs = _times(model), _times(baseline)
     value = math.log(float(np.median(ours)) / float(np.median(theirs)))
     rng = np.random.default_rng(0)
-    drawn = [np.log(np.median(one[_neighbours(rng, len(one))], axis=1)) for one in (ours, theirs)]
+    drawn = [
+        np.log(np.median(one[_neighbours(rng, len(one), stretch=_long(len(one)))], axis=1)) for one in (ours, theirs)
+    ]
     low, high = np.quantile(drawn[0] - drawn[1], LEVEL)
     ratio = Interval(value=math.exp(value), low=math.exp(low), high=math.exp(high))
     noise = max(noises, key=_bias, default=EXACT)
@@ -89,8 +95,9 @@ def medians(model: Timed, baseline: Timed, *, in_turns: bool) -> Interval:
     """The ratio of the medians of all runs, with an interval from a bootstrap of neighbouring blocks. in_turns: both
     were measured so, and are drawn from the same turns; their numbers of blocks are then equal."""
     rng = np.random.default_rng(0)
-    ours = _neighbours(rng, len(model.blocks), MEDIAN_DRAWS)
-    theirs = ours if in_turns else _neighbours(rng, len(baseline.blocks), MEDIAN_DRAWS)
+    stretches = [None if in_turns else _long(len(one.blocks)) for one in (model, baseline)]
+    ours = _neighbours(rng, len(model.blocks), MEDIAN_DRAWS, stretches[0])
+    theirs = ours if in_turns else _neighbours(rng, len(baseline.blocks), MEDIAN_DRAWS, stretches[1])
     low, high = np.quantile(_drawn(model, 50, ours) / _drawn(baseline, 50, theirs), LEVEL)
     value = float(np.median(model.samples)) / float(np.median(baseline.samples))
     return Interval(value=value, low=float(low), high=float(high))
@@ -159,9 +166,21 @@ def _interval(logs: NDArray[np.float64]) -> Interval:
     return Interval(value=math.exp(float(np.median(logs))), low=math.exp(low), high=math.exp(high))
 
 
-def _neighbours(rng: np.random.Generator, count: int, draws: int = DRAWS) -> NDArray[np.int64]:
+def _long(count: int) -> int:
+    """Neighbours in a draw where nothing met the same machine: other work that stays for a while is not one of many."""
+    return max(count // 8, _few(count))
+
+
+def _few(count: int) -> int:
+    """Neighbours in a draw where each turn met the same machine."""
+    return max(1, int(round(math.cbrt(count))))
+
+
+def _neighbours(
+    rng: np.random.Generator, count: int, draws: int = DRAWS, stretch: int | None = None
+) -> NDArray[np.int64]:
     """Draws of `count` places in stretches of neighbours, (draws, count); the end is followed by the beginning."""
-    stretch = max(1, round(count ** (1 / 3)))
+    stretch = stretch or _few(count)
     starts = rng.integers(0, count, (draws, -(-count // stretch), 1))
     places: NDArray[np.int64] = (starts + np.arange(stretch)).reshape(draws, -1)[:, :count] % count
     return places

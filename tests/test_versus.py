@@ -168,6 +168,28 @@ def test_apart() -> None:
     assert judge(compare_apart(model, baseline, [exact, biased]), 0.05) == "inconclusive"
 
 
+def test_apart_beside_what_comes_and_goes() -> None:
+    """Two other programs, there for 60 blocks and gone for 90 on average: the measurements meet other hours."""
+
+    def other(rng: np.random.Generator) -> NDArray[np.float64]:
+        lengths = rng.exponential(np.tile([60, 90], 40)).astype(np.int64) + 1
+        start = int(rng.integers(0, 300))
+        return np.repeat(np.arange(80) % 2 == 0, lengths)[start : start + 400]
+
+    def alone(rng: np.random.Generator) -> tuple[Timed, Timed]:
+        slowed = np.array([1.0, 1.1, 2.0])[other(rng).astype(int) + other(rng)]
+        blocks = 0.01 * slowed[:, None] * np.exp(rng.normal(0, 0.02, (400, 4)))
+        return Timed(blocks=tuple(blocks[::2])), Timed(blocks=tuple(blocks[1::2]))
+
+    found = Counter[str]()
+    for seed in range(100):
+        rng = np.random.default_rng((11, seed))
+        (model, again), (baseline, before) = alone(rng), alone(rng)
+        noises = [noise_of(model, again), noise_of(baseline, before)]
+        found[judge(compare_apart(model, baseline, noises), 0.05)] += 1
+    assert found["faster"] + found["slower"] <= 3, found
+
+
 @pytest.mark.parametrize("in_turns", [True, False])
 def test_medians(in_turns: bool) -> None:
     """The ratio of what stands in the table; a drift is in both draws alike where they took turns."""
