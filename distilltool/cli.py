@@ -905,12 +905,21 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Write the report to a file in the --format. --json FILE.json writes all of it, beside that.",
+            help="Write the report to a file in the --format.",
             show_default=False,
             rich_help_panel=REPORTS,
         ),
     ] = None,
-    whole: Annotated[Path | None, typer.Option(REPORT, hidden=True)] = None,
+    whole: Annotated[
+        Path | None,
+        typer.Option(
+            REPORT,
+            metavar="FILE.json",
+            help="Write the whole report to a file, whatever the --format; --json FILE.json is the same.",
+            show_default=False,
+            rich_help_panel=REPORTS,
+        ),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
