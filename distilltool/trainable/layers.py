@@ -1,8 +1,8 @@
 """Layers that torch does not have in the form an imported graph needs."""
 
-from typing import Self
+from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class _Frozen:
@@ -40,3 +40,11 @@ def freeze_statistics(module: nn.Module, frozen: bool) -> None:
         if isinstance(one, _Frozen):
             one.frozen = frozen
             one.train(module.training)
+
+
+def filled(layer: Any, weight: Tensor, bias: Any) -> Any:
+    """A layer with these numbers."""
+    layer.weight = nn.Parameter(weight.detach().float().clone().contiguous())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().float().clone().contiguous())
+    return layer

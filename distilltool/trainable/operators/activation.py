@@ -1,6 +1,7 @@
 """Activations."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
 from distilltool.trainable.functions import one_hot_largest, softmax_flat
-from distilltool.trainable.operators.convolution import filled
+from distilltool.trainable.layers import filled
 from distilltool.trainable.registry import operator
-from distilltool.trainable.values import Value
+from distilltool.trainable.values import Unsupported, Value
 
 PLAIN: dict[str, Any] = {
     "Relu": F.relu,
@@ -32,39 +33,60 @@ def plain(b: Builder, op: Op) -> Value:
     return made
 
 
-@operator("LeakyRelu")
-def leaky_relu(b: Builder, op: Op) -> Value:
-    """LeakyRelu."""
-    made: Value = b.emit(F.leaky_relu, op.tensor(0), float(op.attribute("alpha", 0.01)))
-    return made
-
-
-@operator("ThresholdedRelu")
-def thresholded_relu(b: Builder, op: Op) -> Value:
-    """ThresholdedRelu."""
-    made: Value = b.emit(F.threshold, op.tensor(0), float(op.attribute("alpha", 1.0)), 0.0)
-    return made
-
-
-@operator("Elu", "Celu")
-def elu(b: Builder, op: Op) -> Value:
-    """Elu and Celu."""
-    made: Value = b.emit(F.elu if op.kind == "Elu" else F.celu, op.tensor(0), float(op.attribute("alpha", 1.0)))
-    return made
-
-
 SELU = (1.6732632423543772, 1.0507009873554805)  # Klambauer et al. 2017; as torch has it
+# those with parameters, in the order in which FusedConv lists them, each with its default
+PARAMETERS: dict[str, dict[str, float]] = {
+    "LeakyRelu": {"alpha": 0.01},
+    "ThresholdedRelu": {"alpha": 1.0},
+    "Elu": {"alpha": 1.0},
+    "Celu": {"alpha": 1.0},
+    "Selu": {"alpha": SELU[0], "gamma": SELU[1]},
+    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
+}
+BY_ALPHA: dict[str, Any] = {"LeakyRelu": F.leaky_relu, "Elu": F.elu, "Celu": F.celu}
 
 
-@operator("Selu")
-def selu(b: Builder, op: Op) -> Value:
-    """Selu, with torch's own function where the constants are the usual ones."""
-    x, alpha, gamma = op.tensor(0), float(op.attribute("alpha", SELU[0])), float(op.attribute("gamma", SELU[1]))
-    if math.isclose(alpha, SELU[0], rel_tol=1e-6) and math.isclose(gamma, SELU[1], rel_tol=1e-6):
-        usual: Value = b.emit(F.selu, x)
-        return usual
-    made: Value = b.emit(torch.mul, b.emit(F.elu, x, alpha), gamma)
+@operator(*PARAMETERS)
+def parametric(b: Builder, op: Op) -> Value:
+    """Those with attributes."""
+    numbers = [float(op.attribute(name, usual)) for name, usual in PARAMETERS[op.kind].items()]
+    return _applied(b, op.kind, op.tensor(0), numbers)
+
+
+def _applied(b: Builder, kind: str, x: Any, numbers: Sequence[float]) -> Value:
+    """An activation by its name, with torch's own function where the parameters are the usual ones."""
+    made: Value
+    if kind in PLAIN:
+        made = b.emit(PLAIN[kind], x)
+    elif kind in BY_ALPHA:
+        made = b.emit(BY_ALPHA[kind], x, numbers[0])
+    elif kind == "ThresholdedRelu":
+        made = b.emit(F.threshold, x, numbers[0], 0.0)
+    elif kind == "Selu":
+        usual = all(math.isclose(one, known, rel_tol=1e-6) for one, known in zip(numbers, SELU, strict=True))
+        made = b.emit(F.selu, x) if usual else b.emit(torch.mul, b.emit(F.elu, x, numbers[0]), numbers[1])
+    elif kind == "HardSigmoid" and math.isclose(numbers[0], 1 / 6, rel_tol=1e-6) and numbers[1] == 0.5:
+        made = b.emit(F.hardsigmoid, x)
+    elif kind == "HardSigmoid":
+        made = b.emit(torch.clamp, b.emit(torch.add, b.emit(torch.mul, x, numbers[0]), numbers[1]), 0.0, 1.0)
+    else:
+        made = b.emit(F.relu6, x) if list(numbers) == [0.0, 6.0] else b.emit(torch.clamp, x, *numbers)
     return made
+
+
+def activated(b: Builder, op: Op, x: Value) -> Value:
+    """The activation that a fused operator carries; its parameters in a list (FusedConv) or one by one (FusedGemm)."""
+    kind = op.attribute("activation", "")
+    if not kind:
+        return x
+    names = {"Clip": ("min", "max")}.get(kind) or tuple(PARAMETERS.get(kind, ()))
+    if kind not in PLAIN and not names:
+        raise Unsupported(f"its activation {kind}")
+    single = [op.attribute(f"activation_{name}") for name in names]
+    numbers = [float(one) for one in op.attribute("activation_params", single) if one is not None]
+    if len(numbers) != len(names):
+        raise Unsupported(f"its activation {kind} has {len(numbers)} parameters, not {len(names)}")
+    return _applied(b, kind, x, numbers)
 
 
 @operator("PRelu")
@@ -85,17 +107,6 @@ def prelu(b: Builder, op: Op) -> Value:
             return b.layer(filled(layer, slope.reshape(-1), None), op.name, x)
     below = b.emit(torch.mul, b.emit(torch.clamp, x, None, 0.0), slope)
     made: Value = b.emit(torch.add, b.emit(F.relu, x), below)
-    return made
-
-
-@operator("HardSigmoid")
-def hard_sigmoid(b: Builder, op: Op) -> Value:
-    """HardSigmoid, with torch's own function where it is x / 6 + 1 / 2."""
-    x, alpha, beta = op.tensor(0), float(op.attribute("alpha", 0.2)), float(op.attribute("beta", 0.5))
-    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
-        usual: Value = b.emit(F.hardsigmoid, x)
-        return usual
-    made: Value = b.emit(torch.clamp, b.emit(torch.add, b.emit(torch.mul, x, alpha), beta), 0.0, 1.0)
     return made
 
 

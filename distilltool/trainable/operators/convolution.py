@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
 from distilltool.trainable.functions import pad_same, same_pads
+from distilltool.trainable.layers import filled
+from distilltool.trainable.operators.activation import activated
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Unsupported, Value
 
@@ -65,11 +67,9 @@ def padded(b: Builder, op: Op, x: Any, kernel: Sequence[int], value: float = 0.0
 
 @operator("Conv", "com.microsoft.FusedConv")
 def conv(b: Builder, op: Op) -> Value:
-    """Conv; FusedConv adds an activation."""
+    """Conv; FusedConv adds a tensor and an activation."""
     x, weight = op.tensor(0), op.tensor(1)
     bias = op.tensor(2) if op.has(2) else None
-    if op.has(3):
-        raise Unsupported("it adds a fourth input")
     shape = b.shape(weight)
     kernel, rank = shape[2:], len(shape) - 2
     if rank not in LAYERS:
@@ -85,38 +85,8 @@ def conv(b: Builder, op: Op) -> Value:
         made: Value = b.layer(filled(layer, weight, bias), op.name, x)
     else:
         made = b.emit(FUNCTIONS[rank], x, weight, bias, strides, padding, dilations, groups)
-    return _activated(b, op, made)
-
-
-def filled(layer: Any, weight: Tensor, bias: Any) -> Any:
-    """A layer with these numbers."""
-    layer.weight = nn.Parameter(weight.detach().float().clone().contiguous())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().float().clone().contiguous())
-    return layer
-
-
-def _activated(b: Builder, op: Op, x: Value) -> Value:
-    """The activation that a fused operator carries."""
-    kind = op.attribute("activation", "")
-    if not kind:
-        return x
-    parameters = [float(one) for one in op.attribute("activation_params", [])]
-    if kind == "Clip" and len(parameters) == 2:
-        return _clipped(b, x, parameters)
-    if kind == "LeakyRelu" and len(parameters) == 1:
-        leaky: Value = b.emit(F.leaky_relu, x, parameters[0])
-        return leaky
-    plain = {"Relu": F.relu, "Tanh": torch.tanh, "Sigmoid": torch.sigmoid}
-    if kind not in plain:
-        raise Unsupported(f"its activation {kind}")
-    made: Value = b.emit(plain[kind], x)
-    return made
-
-
-def _clipped(b: Builder, x: Value, ends: Sequence[float]) -> Value:
-    made: Value = b.emit(F.relu6, x) if list(ends) == [0.0, 6.0] else b.emit(torch.clamp, x, *ends)
-    return made
+    made = b.emit(torch.add, made, op.tensor(3)) if op.has(3) else made
+    return activated(b, op, made)
 
 
 @operator("ConvTranspose")

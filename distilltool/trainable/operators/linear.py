@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from distilltool.trainable.builder import Builder, Op
-from distilltool.trainable.operators.convolution import _activated, filled
+from distilltool.trainable.layers import filled
+from distilltool.trainable.operators.activation import activated
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Unsupported, Value
 
@@ -53,12 +54,12 @@ def gemm(b: Builder, op: Op) -> Value:
     y = b.emit(torch.transpose, y, 0, 1) if op.attribute("transB", 0) else y
     if isinstance(x, fx.Node) and isinstance(y, Tensor) and (z is None or _is_bias(z, y.shape[1])):
         bias = None if z is None else torch.as_tensor(z).reshape(-1).expand(y.shape[1]) * beta
-        return _activated(b, op, linear(b, op.name, x, y * alpha, bias))
+        return activated(b, op, linear(b, op.name, x, y * alpha, bias))
     made: Any = b.emit(torch.matmul, x, y)
     made = made if alpha == 1 else b.emit(torch.mul, made, alpha)
     if z is not None:
         made = b.emit(torch.add, made, z if beta == 1 else b.emit(torch.mul, z, beta))
-    return _activated(b, op, made)
+    return activated(b, op, made)
 
 
 def _is_bias(z: Any, outputs: int) -> bool:
