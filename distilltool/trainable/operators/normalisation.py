@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from distilltool.trainable import functions
 from distilltool.trainable.builder import Builder, Op
-from distilltool.trainable.layers import NORMS
-from distilltool.trainable.operators.convolution import filled
+from distilltool.trainable.layers import NORMS, filled
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Unsupported, Value
 
@@ -26,7 +25,7 @@ def batch_norm(b: Builder, op: Op) -> Value:
     return b.layer(layer, op.name, x)
 
 
-@operator("LayerNormalization", "com.microsoft.LayerNormalization")
+@operator("LayerNormalization")
 def layer_norm(b: Builder, op: Op) -> Value:
     """LayerNormalization, its first output."""
     op.first_output_only()
@@ -52,15 +51,31 @@ def _added(b: Builder, x: Value, bias: Any) -> Value:
     return made
 
 
+SKIPPED_EPSILON = 1e-12  # where the attribute is absent; unlike every other normalisation's
+
+
 @operator("com.microsoft.SkipLayerNormalization")
 def skip_layer_norm(b: Builder, op: Op) -> list[Value | None]:
     """LayerNormalization of x + skip + bias; the fourth output is that sum."""
-    summed = b.emit(torch.add, op.tensor(0), op.tensor(1))
-    summed = b.emit(torch.add, summed, op.tensor(4)) if op.has(4) else summed
+    summed = _summed(b, op, 4)
     bias = op.tensor(3) if op.has(3) else None
-    eps = float(op.attribute("epsilon", 1e-5))
+    eps = float(op.attribute("epsilon", SKIPPED_EPSILON))
     made = normalised(b, op.name, summed, [b.shape(summed)[-1]], op.tensor(2), bias, eps)
     return [made, None, None, summed]
+
+
+@operator("com.microsoft.SkipSimplifiedLayerNormalization")
+def skip_rms_norm(b: Builder, op: Op) -> list[Value | None]:
+    """RMSNormalization of x + skip + bias; the fourth output is that sum."""
+    summed = _summed(b, op, 3)
+    made = b.emit(functions.rms_norm, summed, op.tensor(2), -1, float(op.attribute("epsilon", SKIPPED_EPSILON)))
+    return [made, None, None, summed]
+
+
+def _summed(b: Builder, op: Op, bias: int) -> Any:
+    """x + skip, and a bias where that input is there."""
+    summed = b.emit(torch.add, op.tensor(0), op.tensor(1))
+    return b.emit(torch.add, summed, op.tensor(bias)) if op.has(bias) else summed
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
@@ -80,11 +95,9 @@ def instance_norm(b: Builder, op: Op) -> Value:
     return made
 
 
-@operator("GroupNormalization", "com.microsoft.GroupNorm")
+@operator("GroupNormalization")
 def group_norm(b: Builder, op: Op) -> Value:
     """GroupNormalization; up to opset 20 with one scale for each group."""
-    if op.kind == "GroupNorm":
-        raise Unsupported("its layout")
     x, weight, bias = op.tensor(0), op.tensor(1), op.tensor(2)
     groups, eps = int(op.attribute("num_groups")), float(op.attribute("epsilon", 1e-5))
     channels = b.shape(x)[1]
