@@ -303,6 +303,14 @@ def attend(
     return made.transpose(1, 2).flatten(2) if flat else made
 
 
+def attend_heads(
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float | None, causal: bool, heads: int
+) -> Tensor:
+    """Attention of queries (N, T, h·d) to keys and values (N, L, h·d) or (N, h, L, d). added: to the scores."""
+    q, k, v = (one if one.ndim == 4 else one.reshape(*one.shape[:2], heads, -1).transpose(1, 2) for one in (q, k, v))
+    return attend(q, k, v, added, scale, causal, 0.0, (heads, heads)).transpose(1, 2).flatten(2)
+
+
 def combine_masks(mask: Tensor, allowed: Tensor) -> Tensor:
     """A mask of either kind with one of what is allowed."""
     return mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
