@@ -46,12 +46,13 @@ def model_of(
         [onnx.ValueInfoProto(name=output)],
         held,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    """A node whose inputs and outputs are words."""
-    return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
+    """A node whose inputs and outputs are words, `-` for an input that is left out."""
+    return helper.make_node(kind, ["" if one == "-" else one for one in inputs.split()], outputs.split(), **attributes)
 
 
 def real(*shape: int) -> NDArray[np.float32]:
