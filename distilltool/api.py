@@ -302,9 +302,11 @@ def pareto(
     """Train a student for each of several targets from the same answers, into folders inside `out`, and compare them.
 
     targets: as of `distill`. time_budget: seconds of training for all of them together. how: what else `distill`
-    takes. The same call goes on where an earlier one was interrupted. The comparison is kept in `pareto.json`.
+    takes. The same call goes on where an earlier one was interrupted. The comparison is kept in `pareto.json`,
+    and drawn in `pareto.svg` where `distilltool[report]` is installed.
     """
     began, watch = time.perf_counter(), progress or Silent()
+    from distilltool import page
     from distilltool.stages import pareto as stage
 
     for one in targets:
@@ -345,6 +347,8 @@ def pareto(
         threads=LATENCY_THREADS,
         seconds=time.perf_counter() - began,
     )
+    if page.draw_pareto(drawing := root / "pareto.svg", report):
+        report = replace(report, drawing=str(drawing))
     write_json(root / "pareto.json", to_json(report))
     return report
 

@@ -204,7 +204,8 @@ class ParetoPoint:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParetoReport:
     """Students of different cost from the same answers, the fastest first. runs: the folder of their runs; refused:
-    targets that no student at hand keeps to, and why; threads: of onnxruntime."""
+    targets that no student at hand keeps to, and why; threads: of onnxruntime; drawing: file, None where nothing that
+    draws is installed."""
 
     runs: str
     points: tuple[ParetoPoint, ...]
@@ -212,6 +213,7 @@ class ParetoReport:
     teacher_p50_ms: float | None
     threads: int
     seconds: float
+    drawing: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

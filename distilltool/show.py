@@ -328,6 +328,8 @@ class Show:
         self._console.print(
             f"runs in {_safe(found.runs)}, one folder a target; times on {found.threads} thread, batch 1"
         )
+        how = _safe(found.drawing) if found.drawing else "pip install 'distilltool\\[report]' to have it drawn"
+        self._console.print(f"quality against time: {how}", soft_wrap=self._whole)
 
     def _eval(self, found: Any) -> None:
         counts = f"{found.queries:,} queries, {found.gallery:,} gallery images ({found.protocol})"

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,15 @@ def test_several_targets_make_several_students_of_the_same_answers(work: Path, m
     spent = {json.dumps(one["student"]["queries"]["spent"]) for one in found["points"]}
     assert len(spent) == 1 and found["points"][0]["student"]["queries"]["new"] == 0
     assert json.loads((work / "several" / "pareto.json").read_text()) == found
+    drawn = find_spec("matplotlib") is not None and find_spec("jinja2") is not None
+    assert found["drawing"] == ("several/pareto.svg" if drawn else None)
+    assert (work / "several" / "pareto.svg").is_file() == drawn
     code, out, _ = run(work, "eval", "several/flops-0.25x", "several/flops-0.5x", "--data", "imgs", "--json")
     assert code == 0 and len(json.loads(out)["models"]) == 3
     code, _, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several")
-    assert code == 0 and "overlap@" in err and "is finished already" in " ".join(err.split())
+    said = " ".join(err.split())
+    assert code == 0 and "overlap@" in err and "is finished already" in said
+    assert f"quality against time: {'several/pareto.svg' if drawn else 'pip install'}" in said
     code, _, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several/flops-0.5x")
     assert code == 1 and "is a single run" in err
 

@@ -93,10 +93,21 @@ def kept(figures: Sequence[str], models: Sequence[tuple[str, Sequence[Interval |
         return _drawn(figure, "kept", label)
 
 
-def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, label: str, log: bool) -> Markup:
-    """Quality against what it costs; models of the front are joined."""
+def scattered(
+    name: str,
+    points: Sequence[Placed],
+    across: str,
+    upwards: str,
+    label: str,
+    log: bool,
+    reference: tuple[str, float] | None = None,
+    height: float = 3.3,
+) -> Markup:
+    """Quality against what it costs; models of the front are joined. reference: a cost to compare with, as a line;
+    height: in inches, names included."""
+    costs = [one.at for one in points] + ([reference[1]] if reference else [])
     with svg.drawing():
-        figure, axes = _figure(3.3)
+        figure, axes = _figure(height)
         front = sorted((one for one in points if one.front), key=lambda one: one.at)
         if len(front) > 1:
             axes.plot(
@@ -119,8 +130,10 @@ def scattered(name: str, points: Sequence[Placed], across: str, upwards: str, la
                 linewidth=1.6,
                 label=clipped(one.name, 40),
             )
-        if log and max(one.at for one in points) > WORTH_A_LOG * min(one.at for one in points):
-            _log(axes, [one.at for one in points])
+        if reference:
+            axes.axvline(reference[1], color=MODELS[0], linewidth=1.1, linestyle=(0, (1, 1.5)), label=reference[0])
+        if log and max(costs) > WORTH_A_LOG * min(costs):
+            _log(axes, costs)
         else:
             axes.margins(x=0.12)
         axes.margins(y=0.14)

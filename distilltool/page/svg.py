@@ -31,6 +31,7 @@ COLOURS = {
 }
 INK, MUTED, LINE, *_ = COLOURS
 HIT, MISS, PAPER = (colour for colour, name in COLOURS.items() if name in ("--hit", "--miss", "--paper"))
+SCALE = 2  # pixels of a file of its own for a point of a chart
 SETTINGS = {
     "svg.fonttype": "none",  # text stays text: it can be read out, searched and scaled
     "svg.hashsalt": "distilltool",
@@ -86,6 +87,29 @@ def inline(figure: Figure, name: str, label: str, titles: Mapping[str, Sequence[
     root.attrib.update({"role": "img", "aria-label": label, "class": "chart"})
     ElementTree.register_namespace("", SVG)
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def alone(chart: str, css: str) -> str:
+    """A chart of `inline` as a file of its own, on the page's paper, in light and in dark as its reader has it.
+
+    css: the page's, whose first rules are its colours. Every colour is written out before its variable, for readers of
+    SVG that know no variables.
+    """
+    plain = {name: colour for colour, name in COLOURS.items()}
+    chart = re.sub(
+        r"(fill|stroke): var\((--\w+)\)",
+        lambda found: f"{found[1]}: {plain[found[2]]}; {found[0]}" if found[2] in plain else found[0],
+        chart,
+    )
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', chart)
+    assert found is not None
+    colours = css[: css.index("* {")].replace("screen and ", "")
+    fonts = "svg { font-family: system-ui, sans-serif; }\ntext { font-family: inherit !important; }"
+    style = f"<style>\n{colours}{fonts}</style>"
+    paper = f'<rect width="100%" height="100%" style="fill: {PAPER}; fill: var(--paper)"/>'
+    head, rest = chart.split(">", 1)
+    size = f' width="{float(found[1]) * SCALE:.0f}" height="{float(found[2]) * SCALE:.0f}"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{size}>{style}{paper}{rest}\n'
 
 
 def _say(root: ElementTree.Element, gid: str, said: Sequence[Mapping[str, str]]) -> None:
