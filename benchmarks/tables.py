@@ -26,6 +26,7 @@ COLUMNS = {
 }
 SHARES = {"map kept", "recall@1 kept", "recall@1 kept, to teacher"}
 START = "untrained"
+UNASKED = "plain"  # the network as it is: nothing was asked for it
 IN_SPACE = {"csd", "regression", "rop", "best-teacher"}  # whose vectors live in the teacher's space
 
 
@@ -36,14 +37,19 @@ def table(rows: list[Row], setting: str, queries: int) -> list[str]:
         if (row["setting"], row["queries"]) == (setting, queries):
             cells[row["arm"], row["steps"]][row["seed"]] = row["figures"]
     order = sorted(cells, key=lambda cell: -float(np.mean([one["map kept"] for one in cells[cell].values()])))
-    head = ["recipe", "draws", "steps", *COLUMNS, "CPU s", "mAP kept, less its start"]
-    return [line(head), line(["---"] * len(head)), *(line(row_of(cells, cell)) for cell in order)]
+    head = ["recipe", "draws", "queries", "steps", *COLUMNS, "CPU s", "mAP kept, less its start"]
+    return [line(head), line(["---"] * len(head)), *(line(row_of(cells, cell, queries)) for cell in order)]
 
 
-def row_of(cells: dict[tuple[str, int], dict[int, Row]], cell: tuple[str, int]) -> list[str]:
+def row_of(cells: dict[tuple[str, int], dict[int, Row]], cell: tuple[str, int], queries: int) -> list[str]:
     arm, steps = cell
     seeds = cells[cell]
-    found = [f"`{arm}`", str(len(seeds)), f"{median(seeds, 'steps')}" if steps else ""]
+    found = [
+        f"`{arm}`",
+        str(len(seeds)),
+        "0" if arm == UNASKED else f"{queries:,}",
+        f"{median(seeds, 'steps')}" if steps else "",
+    ]
     found += [figure(seeds, name) for name in COLUMNS.values()]
     found.append(median(seeds, "cpu seconds") if "cpu seconds" in next(iter(seeds.values())) else "")
     start = cells.get((f"{START}-teacher" if arm in IN_SPACE else START, 0), {})

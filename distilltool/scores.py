@@ -28,6 +28,11 @@ class Scores:
         """Whether it is nearer to the teacher's distributions than another by more than so many standard errors."""
         return metrics.ahead(other.divergence, self.divergence, errors)
 
+    def nearer_as_a_rule(self, other: "Scores", effect: float) -> bool:
+        """Whether the typical image is nearer: the mean gain is so many standard deviations of single images' gains."""
+        gains = other.divergence - self.divergence
+        return float(gains.mean()) >= effect * float(gains.std())
+
     def means(self) -> dict[str, float]:
         """The mean of each by its name, as the log has it."""
         return {name: round(float(values.mean()), 5) for name, values in self.lists().items()}

@@ -42,6 +42,7 @@ LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as 
 USUAL = 0.5  # the share of the start's weights that is taken where held-out images do not tell
 SHARES = ((0.25, 0.0), (0.75,))  # others, tried at the end: from the usual one step by step to either side
 CERTAIN = 2  # standard errors by which something else than the usual must be better
+TYPICAL = 0.3  # standard deviations of single images' gains, for which nothing of the start is kept
 EARLIER = 3  # by which earlier weights must be: the best of twenty looks is better by two by chance alone
 FORESEEN = 4  # times the steps after which it is judged, for which the first run's learning rate is set
 
@@ -590,12 +591,14 @@ def _proven(found: Mapping[float, Scores]) -> float:
     nearer to the teacher than the one before by more than two standard errors.
 
     They are like those trained on, which less of the start suits; what it knew of unlike ones they cannot tell, so each
-    further step has to be proved against the last.
+    further step has to be proved against the last. And many images prove the smallest gain: that nothing of the start
+    is left has to be of use to the typical image, as it is where the start knew little of such images at all.
     """
     chosen = USUAL
     for side in SHARES:
         for share in side:
-            if not found[share].nearer(found[chosen], CERTAIN):
+            nothing_left = not share and not found[share].nearer_as_a_rule(found[chosen], TYPICAL)
+            if nothing_left or not found[share].nearer(found[chosen], CERTAIN):
                 break
             chosen = share
     return chosen

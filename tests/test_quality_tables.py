@@ -65,10 +65,10 @@ def test_means_intervals_and_paired_differences(made: tuple[Path, Path]) -> None
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     best, untrained, regression = cells[2:]
     assert (first, last) == ("<!-- table here 250 -->", "<!-- end -->") and cells[0][0] == "recipe"
-    assert best[:5] == ["`best`", "3", "50", "0.425 ± 0.022", "85.0 ± 4.3 %"]
+    assert best[:6] == ["`best`", "3", "250", "50", "0.425 ± 0.022", "85.0 ± 4.3 %"]
     assert best[-2:] == ["1,234", "+3.0 ± 2.5"]
-    assert untrained[0] == "`untrained`" and untrained[2] == "" and untrained[-1] == ""
-    assert regression[1] == "1" and "±" not in regression[4] and regression[7] == "90.0 %"
+    assert untrained[0] == "`untrained`" and untrained[3] == "" and untrained[-1] == ""
+    assert regression[1] == "1" and "±" not in regression[5] and regression[8] == "90.0 %"
     assert regression[-1] == "", "its start is that of the teacher's space, which is not here"
 
 
