@@ -143,10 +143,15 @@ def _file(variant: VariantReport) -> str:
     return f"- `{variant.file}`: {variant.bytes:,} bytes, sha256 `{variant.sha256}`, opset {variant.opset}; {near}"
 
 
+def _timed(one: VariantReport) -> str:
+    """A file in the table of times."""
+    return f"student {one.precision}" + (", one photograph, resized inside" if one.image == "any" else "")
+
+
 def _latency(report: ExportReport) -> list[str]:
     rows = ["| model | threads | p50 ms | p90 ms | p99 ms | images/s | times faster |", "|---|---|---|---|---|---|---|"]
     shipped = [one for one in report.variants if one.status == "accepted"]
-    named = [(f"student {one.precision}", times) for one in shipped for times in to_json(one.latency)]
+    named = [(_timed(one), times) for one in shipped for times in to_json(one.latency)]
     named += [("teacher", one) for one in report.teacher["latency"]]
     for name, one in named:
         faster = f"{one['speedup']['value']:.2f}" if one.get("speedup") else ""

@@ -103,7 +103,8 @@ def test_the_exported_file_takes_photographs_as_they_are(run_dir: Path, work: Pa
     photos = sorted((work / "imgs").glob("photo*"))[:5]
     one, other = (deploy.Student(tmp_path / file["file"]).embed(photos) for file in (plain, whole))
     assert (one * other).sum(axis=1).min() > 0.99
-    assert whole["file"] in (tmp_path / "card.md").read_text()
+    card = (tmp_path / "card.md").read_text()
+    assert whole["file"] in card and "| student fp32, one photograph, resized inside | " in card
     code, _, err = run(tmp_path, "verify", str(tmp_path))
     assert code == 0, err
     code, _, err = run(tmp_path, *words, "--image", "some")
