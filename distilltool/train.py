@@ -456,7 +456,10 @@ class _Trainer:
     def _scores(self, student: Student) -> Scores:
         """Of held-out images, by which is decided: where vectors are cut, the mean over their lengths; where they are
         in the teacher's space, the mean of both galleries, the student's and the teacher's."""
-        vectors = embed(student, self.data.held_pixels)
+        return self._scored(embed(student, self.data.held_pixels))
+
+    def _scored(self, vectors: NDArray[np.float32]) -> Scores:
+        """The same of vectors of held-out images, (V, D)."""
         every = list(self._nested(vectors).values())
         if self.recipe.space == "teacher":
             every.append(self._to_teacher(vectors))
@@ -512,7 +515,9 @@ class _Trainer:
         step = step if share < 1 else 0
         vectors = embed(self.student, self.data.held_pixels)
         every = {dim: as_fidelity(one) for dim, one in self._nested(vectors).items()}
-        both = (before.get("to_teacher"), self._to_teacher(vectors) if "to_teacher" in before else None)
+        to_teacher = None
+        if "to_teacher" in before:
+            to_teacher = (as_fidelity(before["to_teacher"]), as_fidelity(self._to_teacher(vectors)))
         return Outcome(
             start_share=share,
             state=replace(self.state),
@@ -525,8 +530,8 @@ class _Trainer:
             undistilled=as_fidelity(before["whole"]),
             k=self.k,
             stopped=stopped,
-            gain=gain(self._scores(self.student), start),
-            to_teacher=(as_fidelity(both[0]), as_fidelity(both[1])) if both[0] and both[1] else None,
+            gain=gain(self._scored(vectors), start),
+            to_teacher=to_teacher,
         )
 
     def _settle(self, last: Student, first: Scores) -> int:

@@ -171,8 +171,9 @@ def _make_all(
     """
     plain = folder / "student.onnx"
     model = _write_onnx(sample.student, manifest, opset, plain)
-    reference = open_teacher(plain).embed(sample.images)
-    judged = _judge_float32(sample, plain, reference, wanted)
+    first = open_teacher(plain)
+    reference = first.embed(sample.images)
+    judged = _judge_float32(sample, plain, first, reference, wanted)
     made.append(Variant(precision=FP32, file=plain, opset=opset, judged=judged))
     if judged.reason:
         return
@@ -262,11 +263,13 @@ def _time(
     opened = [open_teacher(one.file, TeacherOptions(device=device), threads=threads) for one in made]
     runs = [_runner(one, path, batch) for one in opened]
     theirs = _runner(teacher, path, batch) if teacher is not None else None
-    again = _runner(open_teacher(made[0].file, TeacherOptions(device=device), threads=threads), path, batch)
-    every = [run for run in (*runs, theirs, again if len(made) > 1 else None) if run is not None]
+    again = None
+    if len(made) > 1:
+        again = _runner(open_teacher(made[0].file, TeacherOptions(device=device), threads=threads), path, batch)
+    every = [run for run in (*runs, theirs, again) if run is not None]
     found = latency.together(every, seconds / len(every)) if len(every) > 1 else [latency.alone(every[0], seconds)]
     ours, base = found[: len(made)], found[len(made)] if theirs is not None else None
-    noise = versus.noise_of(ours[0], found[-1]) if len(made) > 1 else versus.EXACT
+    noise = versus.noise_of(ours[0], found[-1]) if again is not None else versus.EXACT
 
     def said(one: Timed, embedder: OnnxEmbedder, baseline: Timed | None) -> LatencyReport:
         ratio = versus.speedup(one, baseline) if baseline is not None else None
@@ -425,14 +428,16 @@ def _as_near_as_rounding_allows(
     return float(np.abs(found - exact).max()) <= ROUNDING * ours
 
 
-def _judge_float32(sample: Sample, file: Path, found: NDArray[np.float32], wanted: Wanted) -> Judged:
+def _judge_float32(
+    sample: Sample, file: Path, exported: OnnxEmbedder, found: NDArray[np.float32], wanted: Wanted
+) -> Judged:
     """The float32 file must be the trained student, not only rank like it; where another device is asked for, it must
-    rank like it there too. found: what the processor makes of the images, (N, D)."""
+    rank like it there too. exported: the file, opened on the processor; found: what it makes of the images, (N, D)."""
     judged = judge(sample, found, sample.vectors)
     low = judged.reason
     if not low and judged.cosine_min < MIN_COSINE:
         low = f"cosine to the trained student {judged.cosine_min:.4f} < {MIN_COSINE}"
-    low = low or _unproved(sample.student, open_teacher(file), sample.images)
+    low = low or _unproved(sample.student, exported, sample.images)
     if low or wanted.device == DEVICE:
         return replace(judged, reason=low)
     there = judge(sample, open_teacher(file, TeacherOptions(device=wanted.device)).embed(sample.images), found)
