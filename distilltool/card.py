@@ -1,5 +1,6 @@
 """The model card of a bundle."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from distilltool.runtime import DEVICES
 from distilltool.student import StudentCard
 
 BLANK = "_fill in_"
+LICENCE = "## Licence"  # the last section, which is filled in by hand
 
 
 def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCard) -> str:
@@ -64,17 +66,40 @@ def render_card(report: ExportReport, manifest: dict[str, Any], card: StudentCar
         f"- teacher `{name}`: sha256 `{teacher['sha256']}`, over the file and what it keeps beside it",
         *_sources(report.sources),
         "",
-        "## Licence",
+        LICENCE,
+        *_licences(name),
+    ]
+    return "\n".join(lines)
+
+
+def _licences(teacher: str) -> list[str]:
+    """The section on licences, to be filled in."""
+    return [
         "",
         "The student learned from the teacher's answers and the images: check what their licences ask, and fill in "
         "what holds. This page is not among the hashes, so that it can be.",
         "",
         "| | licence | from where, by whom |",
         "|---|---|---|",
-        *(f"| {what} | {BLANK} | {BLANK} |" for what in (f"teacher `{name}`", "images", "this student")),
+        *(f"| {what} | {BLANK} | {BLANK} |" for what in (f"teacher `{teacher}`", "images", "this student")),
         "",
     ]
-    return "\n".join(lines)
+
+
+def filled_in(card: str) -> str:
+    """What somebody wrote of licences, the whole section; "" where nobody has."""
+    _, _, section = card.partition(f"\n{LICENCE}\n")
+    teacher = re.search(r"^\| teacher `(.*?)`", section, re.MULTILINE)
+    return "" if teacher and section == "\n".join(_licences(teacher[1])) else section
+
+
+def with_licences(card: str, section: str, *, hold: bool) -> str:
+    """A card with another's section on licences, which is a comment, to be looked at, where it may not hold."""
+    before, heading, blank = card.partition(f"\n{LICENCE}\n")
+    if hold:
+        return before + heading + section
+    quoted = section.strip().replace("-->", "-- >")
+    return f"{before}{heading}{blank}\n<!-- of an earlier card, for another teacher or other images:\n\n{quoted}\n-->\n"
 
 
 def _ran(one: LatencyReport) -> str:

@@ -282,6 +282,32 @@ def test_the_card_may_be_filled_in(copy: Path) -> None:
     assert not distilltool.verify(copy).faults
 
 
+def test_licences_that_were_filled_in_stay(
+    run_dir: Path,  # noqa: F811
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Through the next export of what was made of the same teacher and images; of others they are to be checked."""
+    card = tmp_path / "b" / "card.md"
+
+    def export() -> str:
+        caplog.clear()
+        distilltool.export(run_dir, bundle=tmp_path / "b", seconds=0.1, precision=["fp32"])
+        return card.read_text()
+
+    first = export()
+    assert export().split("## Licence")[1] == first.split("## Licence")[1] and "filled in" not in caplog.text
+    card.write_text(first.replace("_fill in_ | _fill in_", "CC-BY-4.0 | Ünsere", 1) + "\nAsked on Monday.\n")
+    again = export()
+    assert "CC-BY-4.0 | Ünsere" in again and again.endswith("\nAsked on Monday.\n") and "filled in" not in caplog.text
+    assert again.count("_fill in_") == 4 and not distilltool.verify(tmp_path / "b").faults
+    teacher = json.loads((run_dir / "run.json").read_text())["teacher"]["sha256"]
+    card.write_text(again.replace(teacher, "0" * 64))
+    other = export()
+    assert other.count("_fill in_") == 6 + 4 and "fill them in anew" in caplog.text
+    assert "| CC-BY-4.0 | Ünsere |" in other.partition("<!-- of an earlier card")[2]
+
+
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         code, _, err = run(tmp_path, "verify", str(folder))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distilltool import __version__, deploy, golden, images, latency, versus
 from distilltool import bundle as contents
 from distilltool.any_size import any_size, check_filter
-from distilltool.card import render_card
+from distilltool.card import filled_in, render_card, with_licences
 from distilltool.defaults import DEVICE
 from distilltool.deploy import IMAGE_KEY
 from distilltool.errors import DistillError
@@ -77,6 +77,7 @@ def export(
             gallery=gallery,
             progress=progress,
         )
+        _keep_licences(bundle / contents.CARD, fresh / contents.CARD, report, progress)
     if others := contents.foreign(bundle):
         some = others[0] + (f" and {len(others) - 1:,} more" if len(others) > 1 else "")
         progress.warn(f"{bundle} holds {some}, which is none of the bundle's: verify will say so")
@@ -134,6 +135,23 @@ def _export(
     progress.advance(1, "done")
     progress.end()
     return report
+
+
+def _keep_licences(earlier: Path, card: Path, report: ExportReport, progress: Progress) -> None:
+    """Take over what an earlier card says of licences where it is of the same teacher and images."""
+    if not earlier.is_file() or not card.is_file():
+        return
+    before = earlier.read_text("utf-8", "replace")
+    if not (section := filled_in(before)):
+        return
+    of = [report.teacher["sha256"], *(report.sources[one] for one in ("images", "unasked") if one in report.sources)]
+    hold = "images" in report.sources and all(one in before for one in of)
+    if not hold:
+        progress.warn(
+            f"{earlier}: its licences were filled in for another teacher or other images, and are a comment at its end "
+            "now: fill them in anew"
+        )
+    write_text(card, with_licences(card.read_text("utf-8"), section, hold=hold))
 
 
 def _sample(run: RunDir, student: TorchEmbedder, manifest: dict[str, Any]) -> Sample:
