@@ -16,6 +16,7 @@ RESAMPLES = 1000
 NEIGHBOURS = 10
 SCORES = 1 << 26  # of whole galleries that are held at once
 LONG = 1 << 27  # comparisons, of images or of resampled queries, from which on work says how far it is
+COMPARED = 1 << 24  # pairs of ids at once
 SHORT = 100  # neighbours up to which fetching them costs less than counting who is before the positives
 FEW = 32  # positives up to which counting for each who is before it costs less than sorting the gallery
 SPEARMAN_QUERIES = 1000  # more change the third decimal and cost time
@@ -290,8 +291,14 @@ def overlap(
 
 
 def shared(theirs_QK: NDArray[np.int64], ours_QK: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Per query, the share of one list of ids that is in another, (Q,); −1 is no id."""
-    return np.array([np.isin(a[a >= 0], b[b >= 0]).mean() for a, b in zip(theirs_QK, ours_QK, strict=True)])
+    """Per query, the share of one list of ids that is in another, (Q,); −1 is no id, a list of none has no share."""
+    found = np.zeros(len(theirs_QK))
+    step = max(1, COMPARED // max(1, theirs_QK.shape[1] * ours_QK.shape[1]))
+    for at in range(0, len(found), step):
+        theirs, ours = theirs_QK[at : at + step], ours_QK[at : at + step]
+        found[at : at + step] = ((theirs[:, :, None] == ours[:, None, :]).any(axis=2) & (theirs >= 0)).sum(axis=1)
+    ids = (theirs_QK >= 0).sum(axis=1)
+    return np.where(ids > 0, found / np.maximum(ids, 1), np.nan)
 
 
 def spearman(

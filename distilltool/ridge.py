@@ -62,12 +62,8 @@ def predict(
     values, vectors = torch.linalg.eigh(x @ x.T)
     values = values.clamp(min=0)
     scale = (values.sum() / x.shape[1]).clamp(min=1e-12)
-    inner, across = vectors.T @ (t - mean_t), asked @ x.T @ vectors
-    found = {}
-    for strength in strengths:
-        made: Tensor = (across / (values + strength * scale)) @ inner + mean_t
-        found[strength] = made.float()
-    return found
+    inner, across = (vectors.T @ (t - mean_t)).float(), asked @ x.T @ vectors
+    return {one: (across / (values + one * scale)).float() @ inner + mean_t.float() for one in strengths}
 
 
 def axes(rows_NF: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,20 @@ def slow_spearman(a: list[float], b: list[float]) -> float:
     return top / math.sqrt(sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y))
 
 
+@pytest.mark.parametrize("pairs", [1, 100, 1 << 24])
+def test_shares_of_lists_against_sets(pairs: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """However many are compared at once; −1 is nobody, on either side."""
+    monkeypatch.setattr(metrics, "COMPARED", pairs)
+    theirs, ours = (np.array([rng.permutation(12)[:k] for _ in range(50)]) for k in (4, 7))
+    theirs[rng.random(theirs.shape) < 0.2], ours[rng.random(ours.shape) < 0.2] = -1, -1
+    theirs[7] = -1
+    found = metrics.shared(theirs, ours)
+    assert math.isnan(found[7])
+    for at in set(range(50)) - {7}:
+        asked = set(theirs[at]) - {-1}
+        assert found[at] == len(asked & set(ours[at])) / len(asked)
+
+
 def test_spearman_with_ties(rng: np.random.Generator) -> None:
     """Small whole numbers tie often; ties share their mean rank; the query itself is left out."""
     teacher = rng.integers(-2, 3, (18, 3)).astype(np.float32)
