@@ -1,4 +1,5 @@
-"""Students that could be made at a given cost: early parts of the teacher, and small pretrained networks at hand."""
+"""Students that could be made at a given cost: early parts of the teacher, its network with fewer channels, and small
+pretrained networks at hand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distilltool import imported, latency, students, trainable
+from distilltool import images, imported, latency, students, trainable
 from distilltool.defaults import OPSET
 from distilltool.errors import DistillError, NoStudent
 from distilltool.onnx_export import to_onnx
@@ -22,6 +23,9 @@ from distilltool.target import USUAL, Target, below, largest, parse
 from distilltool.trainable import Cut
 
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the teacher's work, at which it is cut
+WIDTHS = (0.7, 0.5)  # of its channels, that a narrower one keeps
+FITTING = 1.5e12  # floating-point operations that may go into making one
+PACE = 1.2e-10  # seconds of a core that one takes there: measured with a ResNet50, more where layers are thin
 LEAST = 64  # pixels of the longer side below which photographs say little
 SMALL = ("mobilenetv4_conv_small", "mobilenetv3_large_100", "repvit_m0_9", "resnet18")  # of timm, tried where at hand
 NATIVE = 224  # pixels of the longer side of their images
@@ -31,12 +35,19 @@ SECONDS = 0.4  # that a network is timed at one size
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """A student that could be made. input: longer side of its images in pixels. flops: of one image; ms: of one
-    inference at batch 1 in onnxruntime, None where nobody asked."""
+    inference at batch 1 in onnxruntime, None where nobody asked. fitting: operations that making it takes, where its
+    weights are fitted to images, as nobody named it, and it is to be told from others."""
 
     spec: str
     input: int
     flops: int
     ms: float | None = None
+    fitting: float = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long making it takes, about."""
+        return self.fitting * PACE / images.workers()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +65,17 @@ class Sought:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Network:
     """A network that takes images of any size. flops: of one image whose longer side is `longest`, which it is not to
-    look at more than."""
+    look at more than; wide: those of the network that it is made of by leaving channels out."""
 
     spec: str
     flops: int
     longest: int
+    wide: int = 0
 
 
 def at_hand(sought: Sought, teacher: Source | None, start: Start, progress: Progress) -> tuple[Candidate, ...]:
-    """Students that keep to a target, each at the largest images that do, before anything is paid for.
+    """Students that keep to a target, each at the largest images that do, before anything is paid for. Narrower ones
+    come last: making one takes longer than scoring any other.
 
     teacher: None where it is no file that can be read. Raises DistillError where there is no such student.
     """
@@ -148,7 +161,7 @@ def _networks(teacher: Source | None, start: Start, refused: list[str]) -> list[
     found = list(_of_timm(start))
     if teacher is not None:
         try:
-            found = [*_of_teacher(teacher), *found]
+            found = [*_of_teacher(teacher), *found, *_narrower(teacher, start, refused)]
         except DistillError as error:
             refused.append(f"{teacher.name}: {error.message}")
     return found
@@ -162,6 +175,20 @@ def _of_teacher(source: Source) -> list[_Network]:
     cuts = {one.name: one for share in SHARES if (one := _nearest(found, share)) is not None and one is not whole}
     made += [_Network(spec=f"teacher:cut={one.name}", flops=one.flops, longest=longest) for one in cuts.values()]
     return made
+
+
+def _narrower(source: Source, start: Start, refused: list[str]) -> Iterator[_Network]:
+    """The teacher's own network with fewer channels."""
+    longest, wide = max(source.preprocess.size), total(source)
+    for width in WIDTHS:
+        spec = f"teacher:width={width:g}"
+        try:
+            backbone = students.build(spec, replace(start, input=longest, source=source, rough=True))
+        except DistillError as error:
+            refused.append(f"{spec}: {error.message}")
+            return
+        flops = flops_of(backbone.module, _size(longest, start))
+        yield _Network(spec=spec, flops=flops, longest=longest, wide=wide)
 
 
 def _nearest(found: Sequence[Cut], share: float) -> Cut | None:
@@ -182,7 +209,7 @@ def _of_timm(start: Start) -> Iterator[_Network]:
 def _network(spec: str, side: int | None, start: Start) -> _Network:
     """The network that is named."""
     longest = side or (max(start.prepared.size) if start.prepared is not None else NATIVE)
-    backbone = students.build(spec, replace(start, input=longest))
+    backbone = students.build(spec, replace(start, input=longest, rough=True))
     return _Network(spec=spec, flops=flops_of(backbone.module, _size(longest, start)), longest=longest)
 
 
@@ -208,11 +235,15 @@ def _fitted(one: _Network, sought: Sought, cost: float, start: Start, rate: floa
     if found is None:
         return None
     side, spent = found
-    return Candidate(spec=one.spec, input=side, flops=flops(side), ms=None if goal is None else spent)
+    size = _size(side, start)
+    fitting = one.wide * (side / one.longest) ** 2 * imported.looked_at(size)
+    if fitting > FITTING:
+        return None
+    return Candidate(spec=one.spec, input=side, flops=flops(side), ms=None if goal is None else spent, fitting=fitting)
 
 
 def _untrained(spec: str, side: int, dim: int, start: Start) -> Student:
-    return Student(students.build(spec, replace(start, input=side)), dim, bias=False)
+    return Student(students.build(spec, replace(start, input=side, rough=True)), dim, bias=False)
 
 
 def _size(side: int, start: Start) -> tuple[int, int]:

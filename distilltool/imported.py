@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ WIDEST = 2**20  # features
 FEW_IMAGES = 8  # from fewer no channel is chosen
 MOST_IMAGES = 256
 EARLIEST = 0.15  # share of the work before which a tensor is too near to the pixels to compare images by
-PIXELS = 3_000_000  # of all images that channels are chosen on, so that a batch of them fits into memory
+PIXELS = 1_800_000  # of all images that channels are chosen on, so that a batch of them fits into memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,14 @@ class Part:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Looks:
     """What a student will look at. input: longer side of the images in pixels; prepared: as the teacher's images are
-    prepared, whose proportions they keep; None for the source's own. photos: some of them; seed: for drawing those."""
+    prepared, whose proportions they keep; None for the source's own. photos: some of them; seed: for drawing those.
+    rough: only its shape is asked for, so a narrower one's channels are taken by noise and not fitted."""
 
     input: int
     prepared: Preprocess | None = None
     photos: Sequence[Path] = ()
     seed: int = 0
+    rough: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,8 +189,12 @@ def _check_works(module: Any, source: Source, size: tuple[int, int]) -> None:
 
 def _narrowed(whole: Imported, source: Source, width: float, looks: Looks, size: tuple[int, int]) -> Pruned:
     """The network with a share of its channels, chosen on some of the images."""
-    count = min(MOST_IMAGES, max(FEW_IMAGES, PIXELS // (size[0] * size[1])))
-    order = np.random.default_rng((looks.seed, 7)).permutation(len(looks.photos))[:count]
+    wiring = whole.wiring
+    graph: Any = whole.graph
+    if looks.rough and len(looks.photos) >= FEW_IMAGES:
+        noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        return pruning.prune(graph, width, fed(noise, wiring), looks.seed, source.name, refit=False)
+    order = np.random.default_rng((looks.seed, 7)).permutation(len(looks.photos))[: looked_at(size)]
     found, _ = images.load([looks.photos[at] for at in order], (looks.prepared or source.preprocess).at(size))
     if len(found) < FEW_IMAGES:
         raise DistillError(
@@ -196,11 +202,14 @@ def _narrowed(whole: Imported, source: Source, width: float, looks: Looks, size:
             "give more images, or leave width= away",
         )
     torch.set_num_threads(images.workers())
-    wiring = whole.wiring
     mean, std = (torch.tensor(one).reshape(1, 3, 1, 1) for one in (wiring.mean, wiring.std))
     pixels = torch.from_numpy(found).permute(0, 3, 1, 2).float()
-    graph: Any = whole.graph
     return pruning.prune(graph, width, fed((pixels / 255 - mean) / std, wiring), looks.seed, source.name)
+
+
+def looked_at(size: tuple[int, int]) -> int:
+    """On how many images of this height and width a narrower network is fitted."""
+    return min(MOST_IMAGES, max(FEW_IMAGES, PIXELS // (size[0] * size[1])))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,14 +263,22 @@ def _remade(model: onnx.ModelProto, name: str) -> Imported:
 
 
 def on_the_way(architecture: bytes) -> tuple[Tap, ...]:
-    """Tensors of a network at which features can be taken, from the first to the last but one; none of a narrow one."""
+    """Tensors of a network at which features can be taken, from the first to the last but one."""
     model = onnx.load_model_from_string(architecture)
     said = {one.key: one.value for one in model.metadata_props}
-    if NARROW in said:
-        return ()
     wiring = Wiring(**frozen(json.loads(said[WIRING])))
     found = [one for one in trainable.cuts(model, wiring.tensor, wiring.side) if EARLIEST <= one.share < 1]
-    return tuple(Tap(tensor=one.name, kind=one.kind, axis=one.axis, pool=one.pool, width=one.channels) for one in found)
+    taps = [Tap(tensor=one.name, kind=one.kind, axis=one.axis, pool=one.pool, width=one.channels) for one in found]
+    return tuple(_as_wide(model, taps) if NARROW in said else taps)
+
+
+@torch.no_grad()
+def _as_wide(model: onnx.ModelProto, taps: Sequence[Tap]) -> list[Tap]:
+    """Taps of a narrow network, of the graph of a wide one, with as many features as it makes there."""
+    model.metadata_props.add(key=TAPS, value=json.dumps([asdict(one) for one in taps]))
+    narrow = _remade(model, "the student").eval()
+    _, *made = narrow.graph(fed(torch.zeros(1, 3, *narrow.wiring.side), narrow.wiring))
+    return [replace(one, width=pool(tensor, one).shape[1]) for one, tensor in zip(taps, made, strict=True)]
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ LEAST_ROWS = 4096
 MOST_INPUTS = 5000  # of a layer that is fitted: its Gram matrix stays below 200 MB
 RIDGE = 0.3  # over unknowns / rows, in mean variances of an input: what few rows cannot tell stays as it was
 SLICE = 16  # images at once
+RANKED = 48  # images by which channels are ranked, at least, where there are so many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,12 +130,12 @@ class _Moments:
 
 
 def _moments(module: fx.GraphModule, found: Channels, images: Tensor) -> dict[str, _Moments]:
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[tuple[int, Tensor]]] = {}
 
     def add(path: str, x: Tensor, axis: Axis) -> None:
-        rows = x.movedim(axis.at, 0).flatten(1).double()
-        now = torch.stack([rows.mean(1), rows.square().mean(1)]) * len(x)
-        sums.setdefault(path, []).append(now)
+        variance, mean = torch.var_mean(x, [at for at in range(x.ndim) if at != axis.at % x.ndim], correction=0)
+        now = torch.stack([mean.double(), variance.double() + mean.double().square()])
+        sums.setdefault(path, []).append((x.numel(), now))
 
     hooks = [
         module.get_submodule(dense.path).register_forward_hook(
@@ -144,12 +145,16 @@ def _moments(module: fx.GraphModule, found: Channels, images: Tensor) -> dict[st
         if dense.read is not None
     ]
     try:
-        for part in torch.split(images, SLICE):
+        some = images[:: max(1, len(images) // RANKED)]
+        for part in torch.split(some, SLICE):
             module(part)
     finally:
         for hook in hooks:
             hook.remove()
-    whole = {path: torch.stack(parts).sum(0) / len(images) for path, parts in sums.items()}
+    whole = {
+        path: torch.stack([count * one for count, one in parts]).sum(0) / sum(count for count, _ in parts)
+        for path, parts in sums.items()
+    }
     return {path: _Moments(one[0], one[1]) for path, one in whole.items()}
 
 
@@ -266,30 +271,32 @@ class _Lockstep:
         inputs = math.prod(layer.weight.shape[1:])
         if dense.read is None or inputs > MOST_INPUTS or layer.weight.ndim not in (2, 4):
             return
-        made = _stays(self.found, dense.made.ids, self.gone)
         given = self.sides[1].env[node.args[0]]  # type: ignore[index]
-        wanted = wanted.index_select(dense.made.at, made)
-        fit(layer, given, wanted, self.random)
+        fit(layer, given, wanted, self.random, _stays(self.found, dense.made.ids, self.gone))
 
 
-def fit(layer: Any, given: Tensor, wanted: Tensor, random: torch.Generator) -> None:
+def fit(layer: Any, given: Tensor, wanted: Tensor, random: torch.Generator, made: Tensor | None = None) -> None:
     """Change a layer's weights so that it makes of `given` what is wanted, as near as least squares come.
 
-    The weights it has are where few rows leave it: ridge regression around them.
+    The weights it has are where few rows leave it: ridge regression around them. made: which channels of what is
+    wanted it makes, as indices, all without them.
     """
     inputs = math.prod(layer.weight.shape[1:])
     rows = max(LEAST_ROWS, ROWS * inputs)
     gram = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
     cross = torch.zeros(inputs + 1, len(layer.weight), dtype=torch.float64)
-    count = 0
+    count, origin = 0, torch.zeros(inputs)
     for x, y in zip(torch.split(given, SLICE), torch.split(wanted, SLICE), strict=True):
         parts = _rows(layer, x, y, math.ceil(rows * len(x) / len(given)), random)
-        left = F.pad(parts[0].double(), (0, 1), value=1.0)
-        missing = (parts[1] - layer_of_rows(layer, parts[0])).double()
+        if not count and layer.bias is not None:
+            origin = parts[0].mean(0)  # near their mean, float32 tells how little they vary
+        left = F.pad(parts[0] - origin, (0, 1), value=1.0)
+        right = parts[1] if made is None else parts[1].index_select(1, made)
+        missing = right - layer_of_rows(layer, parts[0])
         gram += left.T @ left
         cross += left.T @ missing
         count += len(left)
-    _solve(layer, gram / count, cross / count, inputs / count)
+    _solve(layer, gram / count, cross / count, origin, inputs / count)
 
 
 def _rows(layer: Any, x: Tensor, y: Tensor, most: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -300,11 +307,23 @@ def _rows(layer: Any, x: Tensor, y: Tensor, most: int, random: torch.Generator) 
         return left[chosen], right[chosen]
     places = y.shape[2] * y.shape[3]
     chosen = torch.randperm(places, generator=random)[: max(1, math.ceil(most / len(x)))]
-    if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
-        left = x[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
-    else:
-        left = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return left[:, :, chosen].transpose(1, 2).flatten(0, 1), y.flatten(2)[:, :, chosen].transpose(1, 2).flatten(0, 1)
+    left, right = _windows(layer, x, chosen, y.shape[3]), y.flatten(2)[:, :, chosen]
+    return left.transpose(1, 2).flatten(0, 1), right.transpose(1, 2).flatten(0, 1)
+
+
+def _windows(layer: Any, x: Tensor, places: Tensor, across: int) -> Tensor:
+    """What a convolution reads at some places of what it makes, of which `across` are in a row: (N, inputs, places)."""
+    if any(layer.padding):
+        x = F.pad(x, (layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]))
+    down, right = (
+        (at * stride)[:, None] + dilation * torch.arange(size)
+        for at, stride, dilation, size in zip(
+            (places // across, places % across), layer.stride, layer.dilation, layer.kernel_size, strict=True
+        )
+    )
+    at = down[:, :, None] * x.shape[3] + right[:, None, :]  # (places, height, width) of the kernel
+    found = x.flatten(2)[:, :, at.permute(1, 2, 0).flatten()]
+    return found.reshape(len(x), -1, len(places))
 
 
 def layer_of_rows(layer: Any, rows: Tensor) -> Tensor:
@@ -313,8 +332,9 @@ def layer_of_rows(layer: Any, rows: Tensor) -> Tensor:
     return made
 
 
-def _solve(layer: Any, gram: Tensor, cross: Tensor, scarcity: float) -> None:
-    """Add to a layer's weights what is missing. The last input is the bias's, which is not held back."""
+def _solve(layer: Any, gram: Tensor, cross: Tensor, origin: Tensor, scarcity: float) -> None:
+    """Add to a layer's weights what is missing. The last input is the bias's, which is not held back; the others are
+    counted from an origin."""
     if layer.bias is None:
         gram, cross, mean, missing = gram[:-1, :-1], cross[:-1], gram.new_zeros(len(gram) - 1), None
     else:
@@ -322,7 +342,7 @@ def _solve(layer: Any, gram: Tensor, cross: Tensor, scarcity: float) -> None:
         gram, cross = gram[:-1, :-1] - torch.outer(mean, mean), cross[:-1] - torch.outer(mean, missing)
     held = RIDGE * scarcity + 1e-6
     gram.diagonal().add_(held * gram.diagonal().mean().clamp(min=1e-12))
-    change = torch.linalg.solve(gram, cross)
+    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
     layer.weight.add_(change.T.reshape(layer.weight.shape).to(layer.weight))
     if missing is not None:
-        layer.bias.add_((missing - mean @ change).to(layer.bias))
+        layer.bias.add_((missing - (mean + origin) @ change).to(layer.bias))

@@ -356,23 +356,28 @@ class _Trainer:
 
         Their features are made once without gradient, the loss gives the gradient of each, and part by part they are
         made again to pass it on (gradient cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory
-        Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass.
+        Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass of all but a part,
+        whose first is kept.
         """
         if len(several) == 1:
             loss = self._loss(self._features(several[0].pixels), shown, seed)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
+        part = self.batch if _reads_batches(self.student) else PART
+        *parts, last = [pixels for one in several for pixels in torch.split(one.pixels, part)]
         with torch.no_grad():
-            known_BF = torch.cat([self._features(one.pixels) for one in several])
+            made = [self._features(pixels) for pixels in parts]
+        kept_PF = self._features(last)
+        known_BF = torch.cat([*made, kept_PF.detach()])
         loss = self._loss(known_BF.requires_grad_(), shown, seed)
         if not torch.isfinite(loss):
             return loss.item()
         loss.backward()  # type: ignore[no-untyped-call]
         assert known_BF.grad is not None
-        part = self.batch if _reads_batches(self.student) else PART
-        parts = [pixels for one in several for pixels in torch.split(one.pixels, part)]
-        for pixels, grad_PF in zip(parts, torch.split(known_BF.grad, [len(one) for one in parts]), strict=True):
+        *grads, last_PF = torch.split(known_BF.grad, [len(one) for one in (*made, kept_PF)])
+        kept_PF.backward(last_PF)  # type: ignore[no-untyped-call]
+        for pixels, grad_PF in zip(parts, grads, strict=True):
             self._features(pixels).backward(grad_PF)  # type: ignore[no-untyped-call]
         return loss.item()
 

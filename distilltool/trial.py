@@ -27,6 +27,7 @@ LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is looked at
 TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
+FITTED = 0.3  # of the images, that students may be fitted to at most
 MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
 CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps, of students
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
@@ -78,8 +79,6 @@ class Scored:
 class Trial:
     """Untrained students, judged on some of the training images."""
 
-    _last: tuple[tuple[str, int], Backbone] | None = None
-
     def __init__(
         self,
         paths: Sequence[Path],
@@ -92,16 +91,30 @@ class Trial:
         fit: Sequence[Candidate] = (),
         seconds: float | None = None,
     ) -> None:
-        """fit: students to choose from, none where it is named. seconds: the time budget for all of training."""
+        """fit: students to choose from, none where it is named. seconds: the time budget for all of training.
+
+        Those that are fitted are so to images that none is judged on, and that are not held out: a network fitted to
+        some images ranks those better than others.
+        """
         self.fit, self.seconds, self.began = fit, seconds, time.perf_counter()
         largest = max([one.input for one in fit] or [recipe.student.input]) / (recipe.student.crop_pct or min(KEEPS))
         most = max(LEAST_IMAGES, int(BYTES / (3 * largest**2)))
-        rows = np.flatnonzero(~held)[contest.sample(int((~held).sum()), recipe.seed)]
+        free = np.flatnonzero(~held)
+        if any(one.fitting for one in fit):
+            wanted = max(imported.looked_at(imported.scaled(seen_by.size, one.input)) for one in fit if one.fitting)
+            unasked = sorted(set(start.photos) - set(paths))
+            apart = _apart(free, wanted - len(unasked), recipe.seed)
+            if len(unasked) + len(apart) < imported.FEW_IMAGES:
+                unasked, apart = [], apart[:0]
+            start = replace(start, photos=(*unasked, *(paths[row] for row in apart)))
+            free = np.setdiff1d(free, apart)
+        rows = free[contest.sample(len(free), recipe.seed)]
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
         self.paths, self.count = [paths[row] for row in rows], int((~held).sum())
         self.targets = vectors[rows]
         self.seen_by, self.recipe, self.start, self.progress = seen_by, recipe, start, progress
         self._decoded: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._made: dict[tuple[str, int], Backbone] = {}
 
     @cached_property
     def contest(self) -> Contest:
@@ -113,6 +126,7 @@ class Trial:
         found = self._scored(backbone, self.recipe.student.spec, self.recipe.student.input)
         if backbone.start == "scratch":
             return found.choice
+        found = self._cropped(backbone, found)
         self.progress.note(f"untrained: {_told(found)}")
         tapped = self._tapped(backbone, found)
         if tapped.choice.tap:
@@ -121,24 +135,29 @@ class Trial:
         return self._refined(backbone, tapped)
 
     def choose(self) -> Choice:
-        """The student that ranks best untrained.
+        """The student that ranks best untrained; one that is fitted to images only where that is certain, as those
+        judged on are like them, and others are not.
 
-        Those that the best does not beat for certain are compared again with what an earlier tensor of each adds: an
-        early part of a network ranks about as well as the whole on smaller images, which has that part's features too.
+        Those that the best does not beat for certain on whole images are compared again with the part of an image that
+        suits each, and with what an earlier tensor of it adds: an early part of a network ranks about as well as the
+        whole on smaller images, which has that part's features too.
         """
         self.progress.begin("scoring students", len(self.fit), "students")
         found, refused = list[tuple[Scored, Candidate]](), list[str]()
         for one in self.fit:
-            if found and self._late:
+            if found and self._late(one.seconds):
                 refused.append(f"{one.spec}: no time was left to score it")
                 continue
+            if one.fitting and not self.start.photos:
+                refused.append(f"{one.spec}: there are too few images to fit it to some and judge it on others")
+                continue
             try:
-                backbone = self._built(one.spec, one.input)
+                backbone = self.built(one.spec, one.input)
                 if self.recipe.student.dim > backbone.width:
                     raise DistillError(f"it has {backbone.width} features, fewer than --dim", "ask for a smaller --dim")
                 found.append((self._scored(backbone, one.spec, one.input), one))
-            except DistillError as error:
-                refused.append(f"{one.spec}: {error.message}")
+            except (DistillError, RuntimeError) as error:
+                refused.append(f"{one.spec}: {first_line(error)}")
             self.progress.advance()
         self.progress.end()
         if not found:
@@ -146,7 +165,7 @@ class Trial:
                 f"none of the students at hand can be used ({'; '.join(refused)})",
                 "name one: --student timm:NAME, with --weights FILE.safetensors, or onnx:FILE",
             )
-        found = self._compared_again(found)
+        found = _surest_first(self._compared_again(found))
         for place, (scored, one) in enumerate(found):
             said = "taken" if place == 0 else "runner-up"
             cost = "" if one.ms is None else f", {one.ms:.3g} ms"
@@ -154,44 +173,54 @@ class Trial:
         for one_refused in refused:
             self.progress.note(f"left out: {one_refused}")
         taken, one = found[0]
-        backbone = self._built(one.spec, one.input)
+        if (ahead := _ranked(found)[0][1]) is not one:
+            self.progress.note(
+                f"{sources.named(ahead.spec)} is ahead by less than two standard errors, on images like those it is "
+                "fitted to, and so not taken"
+            )
+        backbone = self.built(one.spec, one.input)
         return replace(self._refined(backbone, taken), start=backbone.start)
 
     def _compared_again(self, found: Sequence[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
-        """Ranked again, with what an earlier tensor adds to the best and to those it does not beat for certain. Where
-        time is short, the best alone has it."""
+        """Ranked again, with the crop and the earlier tensor that help the best and those it does not beat for certain,
+        and the best of those that are not fitted. Where time is short, the best alone has them."""
         (best, first), *others = _ranked(found)
+        sure = next((one for _, one in ((best, first), *others) if not one.fitting), first)
         self.progress.begin("comparing the best again", len(found), "students")
-        again = [(self._tapped(self._built(first.spec, first.input), best), first)]
+        again = [(self._closer(self.built(first.spec, first.input), best), first)]
         self.progress.advance()
         for scored, one in others:
-            beaten = best.score.beats(scored.score, CERTAIN)
+            beaten = best.score.beats(scored.score, CERTAIN) and one is not sure
             again.append((scored if beaten else self._if_it_can(scored, one), one))
             self.progress.advance()
         self.progress.end()
         return _ranked(again)
 
     def _if_it_can(self, scored: Scored, one: Candidate) -> Scored:
-        """A student with what an earlier tensor adds; as it is, and said to be, where time or its network forbids."""
+        """A student looked at closer; as it is, and said to be, where time or its network forbids."""
         why = "no time was left"
-        if not self._late:
+        if not self._late():
             try:
-                return self._tapped(self._built(one.spec, one.input), scored)
+                return self._closer(self.built(one.spec, one.input), scored)
             except (DistillError, RuntimeError) as error:
                 why = first_line(error)
-        self.progress.note(f"{sources.named(one.spec)} is compared without earlier features: {why}")
+        self.progress.note(f"{sources.named(one.spec)} is compared on whole images, without earlier features: {why}")
         return scored
 
-    @property
-    def _late(self) -> bool:
-        """Whether so much of the time budget is spent that no further student is looked at."""
-        return self.seconds is not None and time.perf_counter() - self.began > SHARE * self.seconds
+    def _closer(self, backbone: Backbone, scored: Scored) -> Scored:
+        """A student with the crop that suits it, and what an earlier tensor adds."""
+        return self._tapped(backbone, self._cropped(backbone, scored))
 
-    def _built(self, spec: str, side: int) -> Backbone:
-        """The network of a student; the last one is kept, as some take long to build."""
-        if self._last is None or self._last[0] != (spec, side):
-            self._last = (spec, side), students.build(spec, replace(self.start, input=side))
-        return self._last[1]
+    def _late(self, needed: float = 0) -> bool:
+        """Whether so much of the time budget is spent, after so many seconds, that no further student is looked at."""
+        return self.seconds is not None and time.perf_counter() - self.began + needed > SHARE * self.seconds
+
+    def built(self, spec: str, side: int) -> Backbone:
+        """The network of a student; the last one is kept, and narrower ones are, as they take long to build."""
+        if (spec, side) not in self._made:
+            self._made = {asked: made for asked, made in self._made.items() if made.fitted}
+            self._made[spec, side] = students.build(spec, replace(self.start, input=side))
+        return self._made[spec, side]
 
     def _refined(self, backbone: Backbone, scored: Scored) -> Choice:
         """The choice with what further can be decided before training."""
@@ -329,29 +358,36 @@ class Trial:
     def _scored(self, backbone: Backbone, spec: str, side: int) -> Scored:
         """How a student ranks untrained; from nothing none does, and nothing is chosen by it."""
         if backbone.start != "scratch":
-            return self._best_of(backbone, spec, side)
+            return self._at(backbone, spec, side, self._keeps[0])
         choice = Choice(spec=spec, input=side, keep=self.recipe.student.crop_pct or 1.0)
         return Scored(choice=choice, score=Score(overlap=np.zeros(len(self.targets))))
 
-    def _best_of(self, backbone: Backbone, spec: str, side: int) -> Scored:
-        """The best part of the image to look at, and the best way to start."""
-        student = Student(backbone, 0, bias=False)
-        best: Scored | None = None
-        for keep in self._keeps:
-            features = self._seen(student, side, keep)
-            choice = Choice(spec=spec, input=side, keep=keep)
-            scored = _start_of(features, self.contest, self.recipe, choice)
-            if best is None or scored.score.beats(best.score):
-                best = scored
-        assert best is not None
+    def _cropped(self, backbone: Backbone, scored: Scored) -> Scored:
+        """The best part of the image to look at."""
+        best, choice = scored, scored.choice
+        for keep in self._keeps[1:]:
+            smaller = self._at(backbone, choice.spec, choice.input, keep)
+            if smaller.score.beats(best.score):
+                best = smaller
         return best
+
+    def _at(self, backbone: Backbone, spec: str, side: int, keep: float) -> Scored:
+        """The best way to start, looking at this share of an image's sides."""
+        features = self._seen(Student(backbone, 0, bias=False), side, keep)
+        return _start_of(features, self.contest, self.recipe, Choice(spec=spec, input=side, keep=keep))
+
+
+def _apart(free: NDArray[np.int64], wanted: int, seed: int) -> NDArray[np.int64]:
+    """Rows that students are fitted to, of those that are not held out: as many as are wanted, or a share."""
+    count = max(0, min(wanted, int(FITTED * len(free))))
+    return np.sort(np.random.default_rng((seed, 10)).permutation(free)[:count])
 
 
 def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choice: Choice) -> Scored:
     """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
     as_they_are = Scored(choice=choice, score=held.as_they_are(features))
     off_centre = held.as_they_are(features, centre=False)
-    if off_centre.beats(as_they_are.score):
+    if off_centre.beats(as_they_are.score, CERTAIN):
         as_they_are = Scored(choice=replace(choice, centre=False), score=off_centre)
     if recipe.student.dim or objective.mapped_last(recipe):
         return as_they_are
@@ -367,6 +403,14 @@ def _galleries(recipe: Recipe) -> tuple[Gallery, ...]:
 
 def _ranked(found: Iterable[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
     return sorted(found, key=lambda one: -one[0].score.mean)
+
+
+def _surest_first(ranked: Sequence[tuple[Scored, Candidate]]) -> list[tuple[Scored, Candidate]]:
+    """The best first, unless it is fitted and one that is not is about as good."""
+    sure = [one for one in ranked if not one[1].fitting]
+    if not sure or all(ranked[0][0].score.beats(scored.score, CERTAIN) for scored, _ in sure):
+        return list(ranked)
+    return [sure[0], *(one for one in ranked if one is not sure[0])]
 
 
 def _best(found: Iterable[Scored]) -> Scored:

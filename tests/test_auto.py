@@ -15,7 +15,7 @@ from test_chain import PRE, PRE_FLAGS, interrupted, run
 from test_exports import export, network
 
 import distilltool
-from distilltool import candidates, sources, students
+from distilltool import candidates, imported, pruning, sources, students
 from distilltool.anatomy import dissect
 from distilltool.candidates import Candidate, Sought
 from distilltool.contest import Score
@@ -73,6 +73,47 @@ def test_parts_of_the_teacher_fit_the_cost(work: Path) -> None:
         found_for(work, "flops<0.001x")
     asked = found_for(work, "flops<0.5x", 80)
     assert asked and {one.input for one in asked} == {80} and all(one.flops <= whole / 2 for one in asked)
+
+
+def test_narrower_ones_are_tried_last_at_larger_images(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fitted to find that out, and their work is what the fitted ones take."""
+    fitted, prune = list[bool](), pruning.prune
+
+    def counted(*given: Any, **how: Any) -> pruning.Pruned:
+        fitted.append(how.get("refit", True))
+        return prune(*given, **how)
+
+    monkeypatch.setattr(pruning, "prune", counted)
+    found = found_for(work, "flops<0.3x")
+    whole, *_, wider, narrower = found
+    assert (whole.spec, wider.spec, narrower.spec) == ("teacher", "teacher:width=0.7", "teacher:width=0.5")
+    assert whole.input < wider.input < narrower.input <= SIDE and fitted and not any(fitted)
+    source = source_of(work / "teacher.onnx")
+    photos = tuple(sorted((work / "imgs").iterdir()))
+    start = Start(input=wider.input, seed=0, source=source, prepared=source.preprocess, photos=photos)
+    made, rough = (students.build(wider.spec, one) for one in (start, replace(start, rough=True)))
+    assert made.fitted and fitted[-2:] == [True, False]
+    assert [one.shape for one in made.module.parameters()] == [one.shape for one in rough.module.parameters()]
+    monkeypatch.setattr(candidates, "FITTING", 1e6)  # a teacher so large that fitting takes minutes
+    assert [one.spec for one in found_for(work, "flops<0.3x")] == [one.spec for one in found[:-2]]
+
+
+def test_a_narrower_one_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is looked at, and others in between; of those only the last is kept."""
+    made = list[str]()
+
+    def build(spec: str, start: Start) -> Backbone:
+        made.append(spec)
+        fitted = "width" in spec
+        return Backbone(module=torch.nn.Identity(), width=9, mean=(0, 0, 0), std=(1, 1, 1), start="", fitted=fitted)
+
+    monkeypatch.setattr(students, "build", build)
+    trial = Told({}, {})
+    for spec in ("teacher:width=0.7", "teacher", "teacher:width=0.5", "teacher", "teacher:width=0.7", "teacher:cut=a"):
+        trial.built(spec, 64)
+    assert made == ["teacher:width=0.7", "teacher", "teacher:width=0.5", "teacher", "teacher:cut=a"]
+    trial.built("teacher:width=0.7", 96)
+    assert made[-1] == "teacher:width=0.7"
 
 
 def test_a_named_student_gets_the_largest_images_it_may_have(work: Path) -> None:
@@ -164,7 +205,7 @@ def test_the_best_untrained_is_taken_and_the_others_are_told(work: Path, monkeyp
     code, out, err = run(work, "distill", "teacher.onnx", "imgs", *FLAGS, "--out", "auto", "--json")
     assert code == 0, err
     flat = " ".join(err.split())
-    assert "runner-up: teacher:cut=" in flat and "taken: teacher:cut=" in flat and "scratch" not in flat
+    assert "runner-up: teacher:cut=" in flat and "taken: teacher:" in flat and "scratch" not in flat
     report = json.loads(out)
     chosen = json.loads((work / "auto" / "choice.json").read_text())
     assert report["student"]["spec"] == chosen["spec"] and report["student"]["input"] == [chosen["input"]] * 2
@@ -183,13 +224,15 @@ class Told(Trial):
     def __init__(self, plain: dict[str, Any], tapped: dict[str, Any], seconds: float | None = None) -> None:
         self.plain, self.tapped, self.asked = plain, tapped, list[str]()
         self.seconds, self.began = seconds, time.perf_counter() - 100
-        self.fit = [Candidate(spec=one, input=64, flops=1) for one in plain]
-        self.recipe, self.start, self.progress = load("best"), Start(input=64, seed=0), Silent()
+        self.fit = [Candidate(spec=one, input=64, flops=1, fitting=float("width" in one)) for one in plain]
+        photos = tuple(Path(str(at)) for at in range(9))
+        self.recipe, self.start, self.progress = load("best"), Start(input=64, seed=0, photos=photos), Silent()
+        self._made = {}
 
     def _scored(self, backbone: Any, spec: str, side: int) -> Scored:
         return Scored(choice=Choice(spec=spec, input=side), score=Score(overlap=self.plain[spec]))
 
-    def _tapped(self, backbone: Any, scored: Scored) -> Scored:
+    def _closer(self, backbone: Any, scored: Scored) -> Scored:
         spec = scored.choice.spec
         self.asked.append(spec)
         if self.tapped[spec] is None:
@@ -217,6 +260,59 @@ def test_what_is_about_as_good_is_compared_with_earlier_features_too(monkeypatch
     late = Told(plain, better, seconds=1.0)  # its budget is over
     ranked = late._compared_again([(late._scored(None, one.spec, 64), one) for one in late.fit])
     assert [one.spec for _, one in ranked] == ["part", "whole", "poor"] and late.asked == ["part"]
+
+
+@pytest.mark.parametrize(("ahead", "taken"), [(0.02, "teacher:cut=a"), (0.1, "teacher:width=0.7")])
+def test_what_is_fitted_to_images_must_be_better_for_certain(
+    ahead: float, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(module=torch.nn.Identity(), width=9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), start="a file")
+    monkeypatch.setattr(students, "build", lambda spec, start: backbone)
+    noise = np.random.default_rng(0).normal(0, 0.15, (3, 200))
+    plain = {"teacher:cut=a": 0.5 + noise[0], "teacher": 0.4 + noise[1], "teacher:width=0.7": 0.5 + ahead + noise[2]}
+    assert plain["teacher:width=0.7"].mean() > plain["teacher:cut=a"].mean()
+    trial = Told(plain, plain)
+    assert trial.choose().spec == taken and trial.asked == ["teacher:width=0.7", "teacher:cut=a"]
+
+
+def tried(work: Path, spec: str, answered: int, unasked: int) -> tuple[Trial, set[Path]]:
+    """A trial of students at 0.3 of the cost, after so many answers and images nobody was asked about; and those that
+    are held out."""
+    photos = sorted((work / "imgs").iterdir())
+    vectors = np.random.default_rng(0).normal(size=(answered, 8)).astype(np.float32)
+    held = np.arange(answered) % 10 == 0
+    source = source_of(work / "teacher.onnx")
+    every = tuple(photos[: answered + unasked])
+    start = Start(input=SIDE, seed=0, source=source, prepared=source.preprocess, photos=every, fetch="cached")
+    sought = Sought(spec=spec, goal=parse("flops<0.3x"))
+    fit = candidates.at_hand(sought, source, start, Silent())
+    paths = photos[:answered]
+    trial = Trial(paths, vectors, held, source.preprocess, load("best"), start, Silent(), fit)
+    return trial, {paths[row] for row in np.flatnonzero(held)}
+
+
+def test_none_is_judged_on_images_that_it_is_fitted_to(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are held-out ones fitted to; images nobody was asked about come first, and where they suffice all others
+    judge. One that is named has all."""
+    trial, held = tried(work, "auto", 50, 10)
+    judged, fitted = set(trial.paths), set(trial.start.photos)
+    assert len(fitted) == 10 + int(0.3 * 45) and len(judged) == 45 - int(0.3 * 45)
+    assert not judged & fitted and not held & (judged | fitted)
+    for spec in ("teacher:width=0.7", "teacher:width=0.5"):
+        first, again = (tried(work, "auto", 50, 10)[0].built(spec, 96).module.state_dict() for _ in range(2))
+        assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    monkeypatch.setattr(imported, "looked_at", lambda size: 10)
+    trial, held = tried(work, "auto", 50, 10)
+    assert len(trial.start.photos) == 10 and len(trial.paths) == 45 and not set(trial.start.photos) & set(trial.paths)
+    trial, held = tried(work, "teacher:width=0.5", 50, 0)
+    assert len(trial.start.photos) == 50 and len(trial.paths) == 45 and len(trial.fit) == 1
+
+
+def test_where_images_are_too_few_to_fit_and_judge_none_is_fitted(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "distilltool")
+    trial, _ = tried(work, "auto", 24, 0)
+    assert len(trial.paths) == 21 and "width=" not in trial.choose().spec
+    assert "left out: teacher:width=0.7: there are too few images" in caplog.text
 
 
 def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(

@@ -216,7 +216,7 @@ def test_it_is_made_again_from_its_architecture(tmp_path: Path, photos: list[Pat
     again.module.load_state_dict(made.module.state_dict())
     x = torch.rand(3, 3, 48, 40)
     assert torch.equal(again.module(x), made.module(x))
-    assert replace(again, module=made.module) == replace(made, architecture=again.architecture, native=0)
+    assert replace(again, module=made.module) == replace(made, architecture=again.architecture, native=0, fitted=False)
 
 
 def test_an_architecture_holds_neither_weights_nor_paths(tmp_path: Path, photos: list[Path]) -> None:

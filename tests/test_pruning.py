@@ -1,7 +1,8 @@
 """Narrower networks: which channels go together, how many stay, what they make, that their shape is made again."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from test_exports import export, network
 from torch import fx, nn
 
 from distilltool import pruning, trainable
-from distilltool.channels import channels
+from distilltool.channels import Axis, Channels, Dense, channels
 from distilltool.errors import DistillError
 from distilltool.pruning import Narrow, fit, kept_of, prune
 
@@ -150,6 +151,28 @@ def test_what_is_dead_on_the_images_goes_first() -> None:
         assert (first(bright).amax((0, 2, 3)) > 0).all()
 
 
+class Tokens(nn.Module):
+    """A layer that reads tokens, by image or all in one row."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.layer, self.flat = nn.Linear(5, 2), flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(0, 1) if self.flat else x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_energies_are_means_over_all_images(flat: bool) -> None:
+    """However many come at once, and however a layer has its rows."""
+    x = torch.randn(20, 7, 5) * torch.arange(1.0, 6) + 3  # 16 and 4 at once
+    axis = Axis(at=-1, ids=torch.arange(5))
+    found = SimpleNamespace(dense=[Dense(path="layer", read=axis, made=axis)])
+    made = pruning._moments(fx.symbolic_trace(Tokens(flat)), cast("Channels", found), x)["layer"]
+    torch.testing.assert_close(made.mean, x.double().mean((0, 1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.square, x.double().square().mean((0, 1)), rtol=1e-5, atol=1e-5)
+
+
 def test_fitting_makes_up_for_channels_that_others_can_stand_in_for() -> None:
     """Half of the first layer repeats the other half: fitted, nothing is lost; unfitted, much is."""
     model = squeezed()
@@ -182,6 +205,23 @@ def test_a_fit_is_the_least_squares_solution() -> None:
     few.weight.copy_(before)
     fit(few, x[:1], y[:1], torch.Generator().manual_seed(0))
     assert (few.weight - before).norm() < (layer.weight - before).norm()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)},
+        {"kernel_size": 3, "dilation": 2, "padding": (2, 3)},
+        {"kernel_size": 1, "stride": 2, "padding": 1},
+    ],
+)
+def test_rows_are_what_a_convolution_reads_there(how: dict[str, Any]) -> None:
+    """Weighted, they make what it makes at these places."""
+    layer, x = nn.Conv2d(4, 6, **how).requires_grad_(False), torch.randn(3, 4, 13, 11)
+    rows, made = pruning._rows(layer, x, layer(x), 60, torch.Generator().manual_seed(0))
+    assert len(rows) == len(made) == 60
+    torch.testing.assert_close(pruning.layer_of_rows(layer, rows), made, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("made", [residual, squeezed])

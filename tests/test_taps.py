@@ -14,12 +14,13 @@ from test_exports import export, network
 from test_imported import cosines, grown, opened, spoilt
 
 import distilltool
-from distilltool import contest, images, imported, students
+from distilltool import contest, images, imported, sources, students
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
 from distilltool.graph import Graph
+from distilltool.progress import Silent
 from distilltool.student import Student, embed
-from distilltool.students import rebuilt
+from distilltool.students import Start, rebuilt
 from distilltool.teacher import TeacherOptions, open_teacher
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,22 @@ def test_it_is_made_again_from_architecture_and_weights(work: Path, tmp_path: Pa
     np.testing.assert_array_equal(one, other)
     lengths = np.linalg.norm(np.split(one, [backbone.width], axis=1)[1], axis=1)
     np.testing.assert_allclose(lengths, 0.5 / np.sqrt(1.25), rtol=1e-5)
+
+
+def test_of_a_narrow_network_as_many_as_it_makes(work: Path) -> None:
+    """Its last features stay as they are, and so does its architecture's promise."""
+    teacher = opened(work / "whole.onnx", tuple(PRE))
+    photos = tuple(sorted((work / "imgs").iterdir()))
+    source = sources.open_source("teacher", teacher, False, [], Silent())
+    start = Start(input=max(teacher.preprocess.size), seed=0, source=source, prepared=teacher.preprocess, photos=photos)
+    narrow, pixels = students.build("teacher:width=0.5", start), pixels_of(work)
+    found, wide = students.on_the_way(narrow), on_the_way(work / "whole.onnx")
+    assert [one.tensor for one in found] == [one.tensor for one in wide]
+    assert found[0].width < wide[0].width and all(a.width <= b.width for a, b in zip(found, wide, strict=True))
+    tapped = students.with_taps(narrow, found)
+    made = embed(Student(tapped, 0, bias=False), pixels, features=True)
+    assert made.shape[1] == tapped.width == narrow.width + sum(one.width for one in found)
+    assert cosines(made[:, : narrow.width], embed(Student(narrow, 0, bias=False), pixels)).min() >= 0.99999
 
 
 def test_a_share_of_the_variance() -> None:

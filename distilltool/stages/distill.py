@@ -153,19 +153,17 @@ def distill(
     held = _split(run, answered, recipe)
     paths = [photo.path for photo in answered.photos]
 
-    def chosen() -> Choice:
-        trial = Trial(paths, answered.vectors, held, teacher.preprocess, recipe, start, progress, fit, seconds)
-        return trial.judge(backbone) if backbone is not None else trial.choose()
-
-    choice = _settled(run, chosen)
+    trial = Trial(paths, answered.vectors, held, teacher.preprocess, recipe, start, progress, fit, seconds)
+    choice = _settled(run, trial.choose if backbone is None else partial(trial.judge, backbone))
     if backbone is None:
         recipe = choice.applied(recipe)
-        backbone = students.build(choice.spec, replace(start, input=choice.input))
+        backbone = trial.built(choice.spec, choice.input)
         if backbone.start != choice.start:
             raise DistillError(
                 f"the run {run.root} began from {choice.start}, which is gone", "start it anew with --restart"
             )
         _say_start(backbone.start, choice.spec, start.fetch, progress)
+    del trial  # and the images it looked at
     _say_unread(changes, backbone.start, choice, progress)
     backbone = choice.of(backbone)
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)

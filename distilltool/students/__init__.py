@@ -24,7 +24,8 @@ class Start:
     """Where a student's weights come from. weights: a safetensors file. fetch: "online" may ask a hub, "cached" looks
     only at what was fetched before, "none" leaves the weights as the architecture makes them. seed: for those.
     input: longer side of the images in pixels. source: the file whose graph the student is made of, where it is;
-    prepared: how the teacher's images are prepared; photos: images to choose a narrower student's channels by."""
+    prepared: how the teacher's images are prepared; photos: images to choose a narrower student's channels by; rough:
+    what it costs is asked, not what it makes."""
 
     input: int
     seed: int
@@ -34,6 +35,7 @@ class Start:
     teacher: str = ""
     prepared: Preprocess | None = None
     photos: tuple[Path, ...] = ()
+    rough: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,8 @@ class Backbone:
     mean, std: of pixels / 255 in RGB. start: where the weights came from, "scratch" where from nowhere. architecture:
     the graph without its weights' numbers, for networks that no library can rebuild by name. native: longer side in
     pixels of the images it was trained on, 0 where unknown or where the teacher itself would be run at it. whole: it is
-    all of the teacher's own network.
+    all of the teacher's own network; fitted: its weights were fitted to images just now, as it has fewer channels than
+    its file.
     """
 
     module: nn.Module
@@ -54,6 +57,7 @@ class Backbone:
     architecture: bytes | None = None
     native: int = 0
     whole: bool = False
+    fitted: bool = False
 
 
 def build(spec: str, start: Start) -> Backbone:
@@ -73,7 +77,7 @@ def grown(settings: Mapping[str, str], start: Start) -> Backbone:
     if start.weights is not None:
         raise DistillError("a student made of an ONNX file has its weights already", "leave --weights away")
     assert start.source is not None  # opened before anything is built
-    looks = Looks(input=start.input, prepared=start.prepared, photos=start.photos, seed=start.seed)
+    looks = Looks(input=start.input, prepared=start.prepared, photos=start.photos, seed=start.seed, rough=start.rough)
     part = imported.part_of(settings)
     made = imported.backbone(start.source, part, looks)
     said = [f"the weights of {start.source.name}"]
@@ -84,7 +88,8 @@ def grown(settings: Mapping[str, str], start: Start) -> Backbone:
     share = f" ({100 * made.share:.0f} % of its work)" if len(said) > 1 else ""
     made_of = _backbone(made.module, ", ".join(said) + share, made.architecture)
     whole = made.share > NEARLY and start.source.sha256 == start.teacher  # at its native size it would be the teacher
-    return replace(made_of, native=0 if whole else max(start.source.preprocess.size), whole=whole)
+    native = 0 if whole else max(start.source.preprocess.size)
+    return replace(made_of, native=native, whole=whole, fitted=part.width < 1)
 
 
 def on_the_way(backbone: Backbone) -> tuple[Tap, ...]:
