@@ -110,6 +110,9 @@ SETTINGS = {
     "caltech-squeezenet": Setting(
         teacher="squeezenet1.1_three_outputs", student="auto", input=None, preprocess=("imagenet", "size=224")
     ),
+    "caltech-resnet50": Setting(
+        teacher="resnet50v2_stage3", student="auto", input=None, preprocess=("imagenet", "size=224")
+    ),
     "caltech-mobilenetv1": Setting(teacher="mobilenet_v1_embedder_uint8_qdq", student="auto", input=None),
     "corridor": Setting(
         teacher="resnet50v2_stage3", student="onnx:mobilenetv2_fp32", input=160, preprocess=("imagenet", "size=224")

@@ -1,10 +1,10 @@
 """How much of a training step is training: steps of the real loop beside the same model's forward and backward pass.
 
-    python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --input 128 --json benchmarks/results/speed.json
+    python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --preprocess imagenet --steps 1 --blocks 12 --json SPEED.json
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
-optimiser. Where a step takes several batches, each has a further forward pass without gradient before it and the rest
-is done in smaller parts, as the loop does for the sake of memory; `plain` is the same images without that. The loop
+optimiser. Where a step takes several batches, all is done in smaller parts and all parts but one have a further forward
+pass without gradient, as the loop does for the sake of memory; `plain` is the same images without that. The loop
 crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
 drifting machine meets them alike; no fidelity is looked at in between. The images are random: what is in them costs
 nothing.
@@ -70,16 +70,16 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
 def bare(student: Student, args: argparse.Namespace, batches: int, *, plain: bool) -> Callable[[], None]:
     """Forward and backward on a tensor in memory, with the passes that the loop makes, or each image once."""
     pixels = torch.rand(args.batch, 3, args.input, args.input).mul(255).contiguous(memory_format=torch.channels_last)
-    parts = [pixels] if plain or batches == 1 else list(torch.split(pixels, PART))
+    parts = [pixels] * batches if plain or batches == 1 else [*torch.split(pixels, PART)] * batches
 
     def step() -> None:
         student.zero_grad(set_to_none=True)
-        for _ in range(batches):
-            if batches > 1 and not plain:
-                with torch.no_grad():
-                    student(pixels)
-            for part in parts:
-                student(part).sum().backward()
+        if batches > 1 and not plain:
+            with torch.no_grad():
+                for part in parts[1:]:
+                    student(part)
+        for part in parts:
+            student(part).sum().backward()
 
     return step
 
