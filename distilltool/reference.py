@@ -18,6 +18,7 @@ from distilltool.preprocess import Preprocess
 from distilltool.progress import Progress
 from distilltool.recipe import Recipe
 from distilltool.rundir import RunDir, check_room, read_json, write_array, write_bytes, write_json
+from distilltool.selection import ticket
 from distilltool.student import Student, embed
 from distilltool.train import Data, Unanswered, batching
 
@@ -94,8 +95,8 @@ def unasked(
     """
     if not run.unasked_list.exists():
         ends = None if seconds is None else time.perf_counter() + SHARE * seconds
-        drawn = np.random.default_rng((recipe.seed, 14)).permutation(len(photos))[: recipe.unasked.most]
-        _look(run, student, [photos[row] for row in drawn], data, seen_by, recipe, ends, progress)
+        drawn = sorted(photos, key=lambda photo: ticket(photo, recipe.seed))[: recipe.unasked.most]
+        _look(run, student, drawn, data, seen_by, recipe, ends, progress)
     listed = read_json(run.unasked_list)
     names, hashes = listed["names"], listed["hashes"]
     if len(names) < least(recipe, len(data.pixels)):
@@ -148,21 +149,26 @@ def _look(
                 return
             yield photo
 
+    def readable() -> Iterator[tuple[Photo, list[NDArray[np.uint8]]]]:
+        """Whether a run knew before what cannot be read must not change which images are embedded together."""
+        for one in images.ahead(in_time(), both, depth=BATCH):
+            progress.advance()
+            if one is not None:
+                yield one
+
     def write(fresh: Path) -> None:
         mapped = np.lib.format.open_memmap(fresh, "w+", np.uint8, (len(photos), height, width, 3))
         progress.begin("looking at images nobody was asked about", len(photos), "images")
-        ready = images.ahead(in_time(), both, depth=BATCH)
+        ready = readable()
         while some := list(islice(ready, BATCH)):
-            good = [one for one in some if one is not None]
-            apart = ~near_held(np.stack([small for _, (small, _) in good])) if good else np.zeros(0, bool)
-            good = [one for one, fine in zip(good, apart, strict=True) if fine]
+            apart = ~near_held(np.stack([small for _, (small, _) in some]))
+            good = [one for one, fine in zip(some, apart, strict=True) if fine]
             for photo, (small, _) in good:
                 mapped[len(found)] = small
                 found.append(photo)
             if good:
                 parts.append(embed(student, np.stack([large for _, (_, large) in good]), features=True))
             let_go(mapped)
-            progress.advance(len(some))
         mapped.flush()
         progress.end()
 
