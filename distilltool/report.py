@@ -192,7 +192,7 @@ class DistillReport:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParetoPoint:
     """One student of several. target: what it might cost; flops: of one image; p50_ms: of one inference at batch 1 in
-    onnxruntime, all students in turns; front: no other ranks as well or better at less time."""
+    onnxruntime, all students in turns; front: no other ranks better at as little time."""
 
     target: str
     flops: int

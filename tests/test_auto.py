@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import onnx_teacher, photo_folder
-from test_chain import PRE, PRE_FLAGS, interrupted, run
+from test_chain import PRE, PRE_FLAGS, interrupted, run, stepped
 from test_exports import export, network
 
 import distilltool
@@ -142,14 +142,16 @@ def test_several_targets_make_several_students_of_the_same_answers(work: Path, m
     code, out, err = run(work, "distill", "teacher.onnx", "imgs", *flags, "--out", "several", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert [one["target"] for one in found["points"]] == ["flops<0.25x", "flops<0.5x"]
-    assert found["points"][0]["p50_ms"] < found["points"][1]["p50_ms"] < found["teacher_p50_ms"]
+    by_target = {one["target"]: one for one in found["points"]}
+    assert set(by_target) == {"flops<0.25x", "flops<0.5x"} and found["teacher_p50_ms"] > 0
     whole = candidates.total(source_of(work / "teacher.onnx"))
-    assert all(one["flops"] <= share * whole for one, share in zip(found["points"], (0.25, 0.5), strict=True))
+    assert all(by_target[f"flops<{share}x"]["flops"] <= share * whole for share in (0.25, 0.5))
     assert list(found["refused"]) == ["flops<0.0001x"]
-    assert found["points"][0]["front"]  # nothing is faster
-    spent = {json.dumps(one["student"]["queries"]["spent"]) for one in found["points"]}
-    assert len(spent) == 1 and found["points"][0]["student"]["queries"]["new"] == 0
+    fast, slow = found["points"]  # which is which is up to the clock: both may take about as long
+    kept = [one["student"]["fidelity"]["overlap@10"]["value"] for one in (fast, slow)]
+    assert 0 < fast["p50_ms"] <= slow["p50_ms"] and fast["front"] and slow["front"] == (kept[1] >= kept[0])
+    assert len({one["student"]["queries"]["spent"] for one in found["points"]}) == 1
+    assert by_target["flops<0.25x"]["student"]["queries"]["new"] == 0
     assert json.loads((work / "several" / "pareto.json").read_text()) == found
     drawn = find_spec("matplotlib") is not None and find_spec("jinja2") is not None
     assert found["drawing"] == ("several/pareto.svg" if drawn else None)
@@ -332,6 +334,7 @@ def test_an_interrupted_choice_ends_bit_for_bit_as_if_it_had_not_been(
     assert json.loads((work / "whole" / "choice.json").read_text())["reference"] == 112
     whole, stopped = (read_weights(work / name / "student.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
+    assert len(stepped(work / "stopped")) > 3 and stepped(work / "stopped") == stepped(work / "whole")
 
 
 def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +361,6 @@ def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeyp
     report = json.loads(out)
     used = report["images"]["unasked"]
     assert report["queries"]["new"] == 50 and 64 <= used <= 171
-    assert report["best_step"] > 0  # else the weights compared below are those that no step was made of
     assert f"{used} images nobody was asked about teach too" in " ".join(err.split())
     assert len(np.load(work / "few" / "trained_unasked.npy")) == used
     first = interrupted([*words, "fewer"], "distilltool.train", "_Trainer", "_step", call=4)
@@ -368,6 +370,7 @@ def test_images_nobody_was_asked_about_teach_without_a_query(work: Path, monkeyp
     assert run(work, *words[1:], "fewer")[0] == 0
     few, fewer = (read_weights(work / name / "student.safetensors") for name in ("few", "fewer"))
     assert all(torch.equal(tensor, fewer[name]) for name, tensor in few.items())
+    assert len(stepped(work / "fewer")) > 4 and stepped(work / "fewer") == stepped(work / "few")
     assert not (work / "few" / "cache").exists()
 
 

@@ -67,6 +67,12 @@ def run(work: Path, *words: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def stepped(run_dir: Path) -> dict[int, float]:
+    """The loss of every step, in what a run or its parts logged: it tells steps apart where the best one is none."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
 def interrupted(words: list[str], module: str, owner: str, method: str, call: int) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own that gets Ctrl-C while it is in the n-th call of a method."""
     code = (
@@ -365,6 +371,7 @@ def test_an_interrupted_distill_goes_on_and_ends_bit_for_bit_as_if_it_had_not_be
     assert second.returncode == 0, second.stderr
     assert "going on from step 5" in second.stderr
     assert (out / "student.safetensors").read_bytes() == (run_dir / "student.safetensors").read_bytes()
+    assert len(stepped(out)) > 5 and stepped(out) == stepped(run_dir)
 
 
 @pytest.mark.slow
@@ -379,6 +386,7 @@ def test_what_is_mapped_into_the_teachers_space_goes_on_bit_for_bit_too(work: Pa
     assert first.returncode == 130, first.stderr
     assert run(work, *words[1:], str(stopped))[0] == 0
     assert (stopped / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    assert len(stepped(stopped)) > 5 and stepped(stopped) == stepped(whole)
     reports = [json.loads((one / "run.json").read_text())["report"] for one in (whole, stopped)]
     assert reports[0]["undistilled"] == reports[1]["undistilled"] and reports[0]["student"]["space"] == "teacher"
 
@@ -401,6 +409,7 @@ def test_mixing_with_the_bank_goes_on_bit_for_bit_too(run_dir: Path, work: Path)
     assert code == 0 and "going on from step 5" in err
     assert (stopped / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
     assert (whole / "student.safetensors").read_bytes() != (run_dir / "student.safetensors").read_bytes()
+    assert len(stepped(stopped)) > 5 and stepped(stopped) == stepped(whole)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import class_folders, onnx_teacher, photo_folder
-from test_chain import PRE, PRE_FLAGS, interrupted
+from test_chain import PRE, PRE_FLAGS, interrupted, stepped
 from test_imported import fixed_teacher
 
 import distilltool
@@ -127,6 +127,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(work: Path, tmp_pa
     distilled(work, tmp_path / "stopped", spec, input_size=16)
     one, other = (read_weights(tmp_path / name / "student.safetensors") for name in ("straight", "stopped"))
     assert all(np.array_equal(one[name].numpy(), other[name].numpy()) for name in one) and one.keys() == other.keys()
+    assert len(stepped(tmp_path / "stopped")) > 3 and stepped(tmp_path / "stopped") == stepped(tmp_path / "straight")
     again = distilled(work, tmp_path / "stopped", spec, input_size=16)
     assert again.steps == read_json(tmp_path / "stopped/run.json")["report"]["steps"]
 
