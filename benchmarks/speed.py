@@ -3,8 +3,8 @@
     python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --preprocess imagenet --steps 1 --blocks 12 --json SPEED.json
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
-optimiser. Where a step takes several batches, all is done in smaller parts and all parts but one have a further forward
-pass without gradient, as the loop does for the sake of memory; `plain` is the same images without that. The loop
+optimiser. Where a step takes several batches, all is done in smaller parts and those whose first pass the loop does not
+keep, for the sake of memory, have a further one without gradient; `plain` is the same images without that. The loop
 crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
 drifting machine meets them alike; no fidelity is looked at in between. The images are random: what is in them costs
 nothing.
@@ -67,18 +67,23 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
     return _Trainer(student, data, how, RunDir(run), True, None, 0.0, log, Silent())
 
 
-def bare(student: Student, args: argparse.Namespace, batches: int, *, plain: bool) -> Callable[[], None]:
+def bare(student: Student, args: argparse.Namespace, trainer: _Trainer, *, plain: bool) -> Callable[[], None]:
     """Forward and backward on a tensor in memory, with the passes that the loop makes, or each image once."""
     pixels = torch.rand(args.batch, 3, args.input, args.input).mul(255).contiguous(memory_format=torch.channels_last)
-    parts = [pixels] * batches if plain or batches == 1 else [*torch.split(pixels, PART)] * batches
+    at_once = plain or trainer.parts == 1
+    parts = [pixels] * trainer.parts if at_once else [*torch.split(pixels, PART)] * trainer.parts
 
     def step() -> None:
         student.zero_grad(set_to_none=True)
-        if batches > 1 and not plain:
+        keeps = 0 if at_once else trainer.keeps
+        made = [student(part) for part in parts[:keeps]]
+        if not at_once:
             with torch.no_grad():
-                for part in parts[1:]:
+                for part in parts[keeps:]:
                     student(part)
-        for part in parts:
+        for one in made:
+            one.sum().backward()
+        for part in parts[keeps:]:
             student(part).sum().backward()
 
     return step
@@ -103,9 +108,9 @@ def main() -> None:
         student.train()
         batches = trainer._batches()
         steps = {
-            "bare": bare(student, args, trainer.parts, plain=False),
-            "loop": lambda: trainer._step(batches),
-            "plain": bare(student, args, trainer.parts, plain=True),
+            "loop": lambda: trainer._step(batches),  # first, as it finds out how many parts are kept
+            "bare": bare(student, args, trainer, plain=False),
+            "plain": bare(student, args, trainer, plain=True),
         }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for step in (*steps.values(), *steps.values()):

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ TIMED = 8  # batches whose time decides how many steps fit into a time budget, a
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
 PART = 32  # images whose gradient is passed on at a time, where a step takes several batches
+KEPT = 5e8  # bytes that the first passes of such parts may hold, which then need no second; one part is always kept
 SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 USUAL = 0.5  # the share of the start's weights that is taken where held-out images do not tell
@@ -175,6 +177,7 @@ class _Trainer:
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
             self.bank = Bank(student=remembered, teacher=self.targets)
         self.batch, self.parts = batching(recipe, len(data.pixels), finetune)
+        self.keeps = 0  # parts of a step that keep their first pass; the first one tells
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.shortest = self._shortest()
@@ -354,10 +357,9 @@ class _Trainer:
         """Gradients of the loss over the images of several batches, the list that is shown, in the memory of one;
         returns the loss.
 
-        Their features are made once without gradient, the loss gives the gradient of each, and part by part they are
-        made again to pass it on (gradient cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory
-        Limited Setup*, 2021). It is the gradient of one batch of them all, for one more forward pass of all but a part,
-        whose first is kept.
+        Their features are made once, the loss gives the gradient of each, and part by part it is passed on (gradient
+        cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021). It is the
+        gradient of one batch of them all, for one more forward pass of those parts whose first is not kept.
         """
         if len(several) == 1:
             loss = self._loss(self._features(several[0].pixels), shown, seed)
@@ -365,21 +367,32 @@ class _Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
         part = self.batch if _reads_batches(self.student) else PART
-        *parts, last = [pixels for one in several for pixels in torch.split(one.pixels, part)]
-        with torch.no_grad():
-            made = [self._features(pixels) for pixels in parts]
-        kept_PF = self._features(last)
-        known_BF = torch.cat([*made, kept_PF.detach()])
+        parts = [pixels for one in several for pixels in torch.split(one.pixels, part)]
+        made = self._first_passes(parts)
+        known_BF = torch.cat([one.detach() for one in made])
         loss = self._loss(known_BF.requires_grad_(), shown, seed)
         if not torch.isfinite(loss):
             return loss.item()
         loss.backward()  # type: ignore[no-untyped-call]
         assert known_BF.grad is not None
-        *grads, last_PF = torch.split(known_BF.grad, [len(one) for one in (*made, kept_PF)])
-        kept_PF.backward(last_PF)  # type: ignore[no-untyped-call]
-        for pixels, grad_PF in zip(parts, grads, strict=True):
-            self._features(pixels).backward(grad_PF)  # type: ignore[no-untyped-call]
+        grads = torch.split(known_BF.grad, [len(one) for one in made])
+        for pixels, first_PF, grad_PF in zip(parts, made, grads, strict=True):
+            again_PF = first_PF if first_PF.requires_grad else self._features(pixels)
+            again_PF.backward(grad_PF)  # type: ignore[no-untyped-call]
         return loss.item()
+
+    def _first_passes(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The features of each part, (P, F), with what the gradient needs of as many as there is room for."""
+        made = list[Tensor]()
+        for pixels in parts:
+            if self.keeps == 0:
+                with _holding(self.student) as held:
+                    made.append(self._features(pixels))
+                self.keeps = max(1, int(KEPT / max(1, sum(held.values()))))
+            else:
+                with torch.set_grad_enabled(len(made) < self.keeps):
+                    made.append(self._features(pixels))
+        return made
 
     def _features(self, pixels_NCHW: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
@@ -635,6 +648,22 @@ def _relative(student: Student) -> torch.optim.Optimizer:
 def sizes(student: Student) -> Tensor:
     """Root mean square of each parameter's numbers, (P,), no less than LEAST."""
     return torch.stack([one.detach().square().mean().sqrt() for one in student.parameters()]).clamp(min=LEAST).cpu()
+
+
+@contextmanager
+def _holding(student: Student) -> Iterator[dict[int, int]]:
+    """Bytes of each piece of memory that what is computed inside keeps for its gradient, weights left out."""
+    weights = {one.untyped_storage().data_ptr() for one in student.parameters()}
+    held = dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in weights:
+            held[memory.data_ptr()] = memory.nbytes()
+        return tensor.detach()  # the tensor itself would keep its own graph alive
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield held
 
 
 def _reads_batches(student: Student) -> bool:

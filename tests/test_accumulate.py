@@ -11,6 +11,7 @@ from builders import drawn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distilltool import train
 from distilltool.augment import Augment, Batch, make_batch, together
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
@@ -101,6 +102,34 @@ def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path, name
     for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
     assert one.state.step == three.state.step == 1
+
+
+@pytest.mark.parametrize("keeps", [1, 2, 3])
+def test_first_passes_that_there_is_room_for_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: int
+) -> None:
+    """What each holds is measured, weights left out; the gradient is that of one batch, however many are kept."""
+    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
+    whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
+    thirds = [
+        Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
+        for at in (0, 8, 16)
+    ]
+    one, three = trainer(tmp_path / "a", COUNT, 1), trainer(tmp_path / "b", 8, 3)
+    with train._holding(three.student) as held:
+        three._features(thirds[0].pixels)
+    assert sum(held.values()) == 8 * 4 * (12 + DIM + 2)  # what the layer and the scaling to length 1 read, and lengths
+    monkeypatch.setattr(train, "KEPT", (keeps + 0.5) * sum(held.values()))
+    features, passes = three._features, list[bool]()
+
+    def counted(pixels_NCHW: Tensor) -> Tensor:
+        passes.append(torch.is_grad_enabled())
+        return features(pixels_NCHW)
+
+    monkeypatch.setattr(three, "_features", counted)
+    for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
+    assert passes == [True] * keeps + [False] * (3 - keeps) + [True] * (3 - keeps)
 
 
 @pytest.mark.parametrize(("batch", "parts", "taken"), [(8, 4, 3), (8, 2, 2), (24, 4, 1), (64, 4, 1)])

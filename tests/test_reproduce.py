@@ -47,7 +47,6 @@ def test_the_recipe_is_the_papers_as_far_as_it_is_known() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone  # not for its times, but to have all processors: it is the longest by far
 def test_the_commands_run(tmp_path: Path) -> None:
     """All of them in one shell, nothing changed but the folder; answers are bought once."""
     data = tmp_path / "data"
