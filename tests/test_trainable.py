@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from distilltool import trainable
 from distilltool.errors import DistillError
+from distilltool.trainable.functions import relu6
 from distilltool.trainable.layers import BatchNorm2d
 from distilltool.trainable.regroup import freed
 
@@ -798,3 +799,24 @@ def cosines(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
     x, y = (one.reshape(len(one), -1).astype(np.float64) for one in (x, y))
     found: NDArray[np.float64] = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     return found
+
+
+def test_relu6_holds_nothing_but_what_it_makes() -> None:
+    """Which the layer that reads it holds anyway; torch's holds what it is given. The gradient is the same, at the ends
+    too."""
+    x = torch.cat([torch.linspace(-2, 8, 41), torch.tensor([0.0, 6.0, -0.0])]).requires_grad_()
+    held = list[int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor.data_ptr())
+        return tensor.detach()
+
+    weights = torch.linspace(1, 2, len(x))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = relu6(x)
+    assert held == [made.data_ptr()] and torch.equal(made, F.relu6(x))
+    made.backward(weights)
+    (known,) = torch.autograd.grad(F.relu6(x), x, weights)
+    assert x.grad is not None and torch.equal(x.grad, known) and 0 < int((known == 0).sum()) < len(x)
+    with torch.inference_mode():
+        assert torch.equal(relu6(x), F.relu6(x))

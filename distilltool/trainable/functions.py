@@ -39,6 +39,30 @@ def pad_same(
     return F.pad(x, pads, value=value) if any(pads) else x
 
 
+class _Relu6(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        made: Tensor = F.relu6(x)
+        ctx.save_for_backward(made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (made,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grads[0], made, 0.0, 6.0)
+
+
+def relu6(x: Tensor) -> Tensor:
+    """ReLU6 that keeps what it makes for its gradient, which the next layer keeps too, instead of what it is given.
+
+    torch's own keeps what it is given, nearly half of all that a MobileNetV2 holds. The gradient is the same: 0 at both
+    ends and beyond.
+    """
+    training = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+    made: Tensor = _Relu6.apply(x) if training else F.relu6(x)  # type: ignore[no-untyped-call]
+    return made
+
+
 def softmax_flat(x: Tensor, axis: int, log: bool) -> Tensor:
     """Softmax over all axes from `axis` on, as ONNX had it before opset 13."""
     flat = x.flatten(axis) if axis else x.reshape(1, -1)

@@ -40,7 +40,7 @@ ELEMENTWISE: set[Any] = {
     torch.minimum,
     torch.maximum,
     F.relu,
-    F.relu6,
+    functions.relu6,
     F.hardsigmoid,
     F.softplus,
 }

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
-from distilltool.trainable.functions import one_hot_largest, softmax_flat
+from distilltool.trainable.functions import one_hot_largest, relu6, softmax_flat
 from distilltool.trainable.layers import filled
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Unsupported, Value
@@ -70,7 +70,7 @@ def _applied(b: Builder, kind: str, x: Any, numbers: Sequence[float]) -> Value:
     elif kind == "HardSigmoid":
         made = b.emit(torch.clamp, b.emit(torch.add, b.emit(torch.mul, x, numbers[0]), numbers[1]), 0.0, 1.0)
     else:
-        made = b.emit(F.relu6, x) if list(numbers) == [0.0, 6.0] else b.emit(torch.clamp, x, *numbers)
+        made = b.emit(relu6, x) if list(numbers) == [0.0, 6.0] else b.emit(torch.clamp, x, *numbers)
     return made
 
 

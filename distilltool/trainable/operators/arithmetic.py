@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
-from distilltool.trainable.functions import mean_of, same_kind, whole_div
+from distilltool.trainable.functions import mean_of, relu6, same_kind, whole_div
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Number, Sizes, Unsupported, Value
 
@@ -245,7 +245,7 @@ def clip(b: Builder, op: Op) -> Value:
     if not isinstance(x, fx.Node) or any(isinstance(one, fx.Node) for one in ends):
         made: Value = b.emit(torch.clamp, x, *ends) if ends != [None, None] else x
     elif b.is_real(x) and ends[0] == 0 and ends[1] in (6, None):
-        made = b.emit(F.relu6 if ends[1] else F.relu, x)
+        made = b.emit(relu6 if ends[1] else F.relu, x)
     elif ends == [None, None]:
         made = x
     else:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from distilltool.trainable.builder import Builder, Op
+from distilltool.trainable.functions import relu6
 from distilltool.trainable.registry import operator
 from distilltool.trainable.values import Unsupported, Value
 
@@ -37,7 +38,7 @@ def quantise(b: Builder, op: Op) -> Value:
     if int(zero) != low or (maker is not None and maker.op_type in NOT_NEGATIVE):
         return x
     six = abs((high - int(zero)) * float(scale) - 6) <= 6 * SIX
-    made: Value = b.emit(F.relu6 if six else F.relu, x)
+    made: Value = b.emit(relu6 if six else F.relu, x)
     return made
 
 
