@@ -387,7 +387,7 @@ def _start_of(features: NDArray[np.float32], held: Contest, recipe: Recipe, choi
     """The better of the features as they are and mapped, in a space of their own; the map where it is the teacher's."""
     as_they_are = Scored(choice=choice, score=held.as_they_are(features))
     off_centre = held.as_they_are(features, centre=False)
-    if off_centre.beats(as_they_are.score, CERTAIN):
+    if off_centre.beats(as_they_are.score):
         as_they_are = Scored(choice=replace(choice, centre=False), score=off_centre)
     if recipe.student.dim or objective.mapped_last(recipe):
         return as_they_are
