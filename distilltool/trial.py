@@ -28,6 +28,9 @@ BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is looked at
 TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
 FITTED = 0.3  # of the images, that students may be fitted to at most
+SPARED = (
+    contest.SAMPLE
+)  # images that none is fitted to before any is: fewer to judge on cost more than narrower ones gain
 MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
 CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps, of students
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
@@ -378,8 +381,9 @@ class Trial:
 
 
 def _apart(free: NDArray[np.int64], wanted: int, seed: int) -> NDArray[np.int64]:
-    """Rows that students are fitted to, of those that are not held out: as many as are wanted, or a share."""
-    count = max(0, min(wanted, int(FITTED * len(free))))
+    """Rows that students are fitted to, of those that are not held out: as many as are wanted, or a share, and only of
+    what those that judge leave over."""
+    count = max(0, min(wanted, int(FITTED * len(free)), len(free) - SPARED))
     return np.sort(np.random.default_rng((seed, 10)).permutation(free)[:count])
 
 

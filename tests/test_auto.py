@@ -295,7 +295,10 @@ def tried(work: Path, spec: str, answered: int, unasked: int) -> tuple[Trial, se
 
 def test_none_is_judged_on_images_that_it_is_fitted_to(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor are held-out ones fitted to; images nobody was asked about come first, and where they suffice all others
-    judge. One that is named has all."""
+    judge. One that is named has all. Where few were asked about, all of them judge."""
+    trial, held = tried(work, "auto", 50, 10)
+    assert len(trial.start.photos) == 10 and len(trial.paths) == 45 and not set(trial.start.photos) & set(trial.paths)
+    monkeypatch.setattr("distilltool.trial.SPARED", 0)
     trial, held = tried(work, "auto", 50, 10)
     judged, fitted = set(trial.paths), set(trial.start.photos)
     assert len(fitted) == 10 + int(0.3 * 45) and len(judged) == 45 - int(0.3 * 45)
