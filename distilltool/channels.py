@@ -27,20 +27,8 @@ ALONE = {
     *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.square, torch.sqrt, torch.rsqrt),
     *(torch.abs, torch.exp, torch.log, torch.erf, torch.sigmoid, torch.tanh, torch.clamp, torch.relu, torch.sign),
     *(torch.minimum, torch.maximum, torch.where, torch.reciprocal, torch.clone, torch.sin, torch.cos),
-    *(
-        F.relu,
-        functions.relu6,
-        F.gelu,
-        F.silu,
-        F.hardswish,
-        F.hardsigmoid,
-        F.leaky_relu,
-        F.elu,
-        F.celu,
-        F.selu,
-        F.softplus,
-    ),
-    *(F.mish, F.softsign, F.threshold, F.logsigmoid, F.hardtanh, torch.Tensor.float, torch.Tensor.to),
+    *(F.relu, functions.relu6, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.celu, F.selu),
+    *(F.softplus, F.mish, F.softsign, F.threshold, F.logsigmoid, F.hardtanh, torch.Tensor.float, torch.Tensor.to),
     *(functions.same_kind, functions.mean_of),
 }
 # each channel alone, places changed: (N, C, ...) stays that

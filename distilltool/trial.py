@@ -27,11 +27,9 @@ LEAST_IMAGES = 64  # judged on, however large they are
 BYTES = 3e8  # of images held at once
 SHARE = 0.3  # of the time budget, after which no further student is looked at
 TAPPED = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the features' variance that those of an earlier tensor may have
-FITTED = 0.3  # of the images, that students may be fitted to at most
-SPARED = (
-    contest.SAMPLE
-)  # images that none is fitted to before any is: fewer to judge on cost more than narrower ones gain
 MAPPED = (0.4,)  # the same where a map is fitted, which takes longer and weighs them for itself
+FITTED = 0.3  # of the images, that students may be fitted to at most
+SPARED = contest.SAMPLE  # images that are left to judge on first: fewer cost more than narrower students gain
 CERTAIN = 2  # standard errors by which the best of many must be better: of tensors, of maps, of students
 KEEPS = (1.0, 0.9, 0.8)  # shares of an image's sides that are tried
 

@@ -84,6 +84,17 @@ def trainer(
     )
 
 
+def in_thirds() -> tuple[Batch, list[Batch]]:
+    """A batch of all images, and the same in three."""
+    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
+    whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
+    thirds = [
+        Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
+        for at in (0, 8, 16)
+    ]
+    return whole, thirds
+
+
 def gradients(one: _Trainer, batches: list[Batch]) -> list[Tensor]:
     one._step(iter(batches))
     return [p.grad.clone() for p in one.student.parameters() if p.grad is not None]
@@ -91,12 +102,7 @@ def gradients(one: _Trainer, batches: list[Batch]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["regression", "kl", "drd", "rkd"])
 def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path, name: str) -> None:
-    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
-    whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
-    thirds = [
-        Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
-        for at in (0, 8, 16)
-    ]
+    whole, thirds = in_thirds()
     one, three = trainer(tmp_path / "a", COUNT, 1, name=name), trainer(tmp_path / "b", 8, 3, name=name)
     assert (one.parts, three.parts) == (1, 3)
     for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
@@ -109,12 +115,7 @@ def test_first_passes_that_there_is_room_for_are_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: int
 ) -> None:
     """What each holds is measured, weights left out; the gradient is that of one batch, however many are kept."""
-    pixels = np.stack([np.asarray(drawn(number, (SIDE, SIDE))) for number in range(COUNT)])
-    whole = make_batch(0, pixels, (SIDE, SIDE), COUNT, Augment(), 0)
-    thirds = [
-        Batch(rows=whole.rows[at : at + 8], pixels=whole.pixels[at : at + 8], views=whole.views[at : at + 8])
-        for at in (0, 8, 16)
-    ]
+    whole, thirds = in_thirds()
     one, three = trainer(tmp_path / "a", COUNT, 1), trainer(tmp_path / "b", 8, 3)
     with train._holding(three.student) as held:
         three._features(thirds[0].pixels)

@@ -551,7 +551,7 @@ def test_a_locked_ledger_is_waited_for(tmp_path: Path, answered: Path) -> None:
     assert code == 0 and json.loads(out)["queried"] == 4, said
 
 
-@pytest.mark.parametrize("wait", [0.5, 3.0])
+@pytest.mark.parametrize("wait", [0.5, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_a_lock_held_for_too_long_is_an_error(
     tmp_path: Path, answered: Path, wait: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
