@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distilltool import images, latency, recipe, versus
+from distilltool import images, latency, memory, recipe, versus
 from distilltool.progress import Silent
 from distilltool.rundir import RunDir
 from distilltool.sources import open_source
@@ -29,7 +29,7 @@ from distilltool.student import Student
 from distilltool.students import Start, build
 from distilltool.teacher import TeacherOptions, open_teacher
 from distilltool.tracking import RunLog
-from distilltool.train import PART, Data, _Trainer
+from distilltool.train import Data, _Trainer
 
 COUNT, HELD, DIM = 1024, 64, 1280
 
@@ -60,6 +60,8 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
         keep=0.9,
     )
     changes = [f"schedule.batch={args.batch}", "schedule.epochs=100000"]
+    if args.memory:
+        changes.append(f"schedule.memory={args.memory}")
     if args.batches:
         changes.append(f"schedule.batches_finetune={args.batches}")
     how = recipe.load(args.recipe, changes)
@@ -70,20 +72,21 @@ def trainer_of(student: Student, args: argparse.Namespace, run: Path) -> _Traine
 def bare(student: Student, args: argparse.Namespace, trainer: _Trainer, *, plain: bool) -> Callable[[], None]:
     """Forward and backward on a tensor in memory, with the passes that the loop makes, or each image once."""
     pixels = torch.rand(args.batch, 3, args.input, args.input).mul(255).contiguous(memory_format=torch.channels_last)
-    at_once = plain or trainer.parts == 1
-    parts = [pixels] * trainer.parts if at_once else [*torch.split(pixels, PART)] * trainer.parts
 
     def step() -> None:
         student.zero_grad(set_to_none=True)
-        keeps = 0 if at_once else trainer.keeps
-        made = [student(part) for part in parts[:keeps]]
-        if not at_once:
-            with torch.no_grad():
-                for part in parts[keeps:]:
-                    student(part)
-        for one in made:
+        if plain or trainer.cache is None:
+            for _ in range(trainer.parts):
+                student(pixels).sum().backward()
+            return
+        parts = [*torch.split(pixels, trainer.cache.part)] * trainer.parts
+        kept = min(trainer.cache.keeps, len(parts))
+        with torch.no_grad():
+            for part in parts[kept:]:
+                student(part)
+        for one in [student(part) for part in parts[:kept]]:
             one.sum().backward()
-        for part in parts[keeps:]:
+        for part in parts[kept:]:
             student(part).sum().backward()
 
     return step
@@ -97,11 +100,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--batches", type=int, default=0, help="of a step; 0 as the recipe says")
+    parser.add_argument("--memory", type=float, default=0, help="GB that training may take; 0 as the recipe says")
     parser.add_argument("--steps", type=int, default=6, help="of a block")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(images.workers())
+    memory.keep_freed()  # as training does
     student = student_of(args)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(student, args, Path(folder))
@@ -129,6 +134,8 @@ def main() -> None:
         "batch": args.batch,
         "recipe": args.recipe,
         "batches": trainer.parts,
+        "part": trainer.cache.part if trainer.cache else args.batch,
+        "passes kept": trainer.cache.keeps if trainer.cache else 1,
         **{f"{name} seconds": round(float(np.median(times)), 4) for name, times in seconds.items()},
         **{
             f"loop steps per {which} step": {name: round(getattr(one, name), 3) for name in ("value", "low", "high")}

@@ -1,6 +1,7 @@
 """Batches of augmented images, made from cached pixels; which ones depends on seed and step alone."""
 
 import mmap
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,19 @@ def make_batch(
     pixels = altered((pixels_NHWC[row] for row in rows), drawn, size)
     let_go(pixels_NHWC)
     return Batch(rows=rows, pixels=pixels, views=numbers, asked=asked)
+
+
+def single_threaded() -> None:
+    """Let torch work in this thread without threads of its own, and elsewhere as before.
+
+    OpenMP's threads wait for their next work by looking for it, as long as there are no more of them than processors;
+    a second team beside the network's would send both to sleep after every operation.
+    """
+    elsewhere = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, and of all that come after it
+    restore = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
+    restore.start()
+    restore.join()
 
 
 def altered(images: Iterable[NDArray[np.uint8]], views: Sequence[View], size: tuple[int, int]) -> Tensor:

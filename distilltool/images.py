@@ -276,10 +276,24 @@ def prepare_each(
             del image
 
 
-def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int = 0, depth: int = 64) -> Iterator[Result]:
-    """Results in the items' order, computed by threads up to `depth` items ahead of whoever takes them."""
+def ahead(
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    threads: int = 0,
+    depth: int = 64,
+    begin: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:
+    """Results in the items' order, computed by threads up to `depth` items ahead of whoever takes them.
+
+    begin: what each thread does first.
+    """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads or workers(), initializer=_give_way) as pool:
+
+    def prepare_thread() -> None:
+        _give_way()
+        begin()
+
+    with ThreadPoolExecutor(threads or workers(), initializer=prepare_thread) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))

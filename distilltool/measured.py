@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distilltool import memory
 from distilltool.isolated import serve, take_pipes, tie
 
 if TYPE_CHECKING:
@@ -71,14 +72,14 @@ class Bench:
         if said["ask"] == "block":
             return {}, latency.block(self._runs[said["copies"]], float(said["seconds"]))
         if said["ask"] == "memory":
-            return {"peak": memory("VmHWM")}, None
+            return {"peak": memory.in_use("VmHWM")}, None
         raise ValueError(f"no such request: {said['ask']}")
 
     def _load(self, said: Mapping[str, Any], model: Any) -> dict[str, Any]:
         from distilltool.runtime import DEVICES, open_session, placed
 
-        forget_peak()
-        before = memory("VmRSS")
+        memory.forget_peak()
+        before = memory.in_use("VmRSS")
         device, folder = str(said["device"]), Path(said["folder"]) if said["folder"] else None
         source = Path(said["path"]) if model is None else model.tobytes()
         session, seconds, wholly = _open(open_session, source, int(said["threads"]), device, folder)
@@ -138,25 +139,3 @@ def _timed(run: Callable[[], Any]) -> float:
     began = time.perf_counter_ns()
     run()
     return (time.perf_counter_ns() - began) / 1e9
-
-
-def memory(field: str) -> int:
-    """Bytes of this process in the processor's memory: VmRSS is now, VmHWM is the peak."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def forget_peak() -> None:
-    """Let the peak begin with what is in use now, where the system allows that (Linux, filesystems/proc)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass

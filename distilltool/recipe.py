@@ -108,7 +108,8 @@ class Schedule:
     them; batch: images at once; batches_finetune: batches that one step of a pretrained student is made of, and its
     lists, no more than there are images for; warmup: share of the steps of a run, then a cosine to zero; evaluations:
     how often fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of
-    the steps."""
+    the steps; memory: GB that the process may hold of first passes and all else, where steps of several batches would
+    make them twice for want of room (`distilltool.gradcache`)."""
 
     epochs: int = 60
     batch: int = 64
@@ -116,6 +117,7 @@ class Schedule:
     warmup: float = 0.05
     evaluations: int = 20
     patience: int = 8
+    memory: float = 1.7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +187,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.warmup": (0, 0.9),
     "schedule.evaluations": (1, 1000),
     "schedule.patience": (1, 1000),
+    "schedule.memory": (0, 10_000),
     "soup.steps": (0, 10**6),
     "soup.passes": (0, 10**6),
     "anchor": (0, 1000),

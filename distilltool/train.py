@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from distilltool import images, metrics
+from distilltool import gradcache, images, memory, metrics
 from distilltool.aim import Aim
-from distilltool.augment import Batch, Shown, embed_plain, make_batch, together
+from distilltool.augment import Batch, Shown, embed_plain, make_batch, single_threaded, together
 from distilltool.checkpoint import Parts, State, load_checkpoint, save_checkpoint
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
+from distilltool.gradcache import GradientCache
 from distilltool.interrupt import StopWish, stop_gently
 from distilltool.mixing import Bank, mix
 from distilltool.objective import sum_of_losses
@@ -37,8 +37,6 @@ from distilltool.weights import mixed, put, read_weights, save_weights, weights_
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
-PART = 32  # images whose gradient is passed on at a time, where a step takes several batches
-KEPT = 6e8  # bytes that the first passes of such parts may hold, which then need no second; one part is always kept
 SEEN = 200  # images trained on that are looked at to tell what limits a student
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 USUAL = 0.5  # the share of the start's weights that is taken where held-out images do not tell
@@ -177,7 +175,7 @@ class _Trainer:
             remembered = torch.zeros(len(data.targets), student.dim, device=self.device)
             self.bank = Bank(student=remembered, teacher=self.targets)
         self.batch, self.parts = batching(recipe, len(data.pixels), finetune)
-        self.keeps = 0  # parts of a step that keep their first pass; the first one tells
+        self.cache: GradientCache | None = None  # where a step takes several batches
         self.settle, self.timed, self.pace = (max(1, count // self.parts) for count in (SETTLE, TIMED, PACE))
         planned = max(1, recipe.schedule.epochs * math.ceil(len(data.pixels) / self.batch) // self.parts)
         self.shortest = self._shortest()
@@ -212,6 +210,8 @@ class _Trainer:
                 self.bank.student.copy_(torch.from_numpy(seen))
         self.student.train()
         self.progress.begin("training", self._planned(), "steps", self.state.step)
+        memory.give_back()
+        memory.keep_freed()
         with stop_gently() as wish:
             stopped = self._steps(wish)
         self.progress.end()
@@ -354,49 +354,24 @@ class _Trainer:
         )
 
     def _backward(self, several: Sequence[Batch], shown: Shown, seed: tuple[int, int, int]) -> float:
-        """Gradients of the loss over the images of several batches, the list that is shown, in the memory of one;
-        returns the loss.
-
-        Their features are made once, the loss gives the gradient of each, and part by part it is passed on (gradient
-        cache, Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021). It is the
-        gradient of one batch of them all, for one more forward pass of those parts whose first is not kept.
-        """
+        """Gradients of the loss over the images of several batches, the list that is shown; returns the loss."""
         if len(several) == 1:
             loss = self._loss(self._features(several[0].pixels), shown, seed)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
-        part = self.batch if _reads_batches(self.student) else PART
-        parts = [pixels for one in several for pixels in torch.split(one.pixels, part)]
-        made = self._first_passes(parts)
-        known_BF = torch.cat([one.detach() for one in made])
-        loss = self._loss(known_BF.requires_grad_(), shown, seed)
-        if not torch.isfinite(loss):
-            return loss.item()
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert known_BF.grad is not None
-        grads = torch.split(known_BF.grad, [len(one) for one in made])
-        for pixels, first_PF, grad_PF in zip(parts, made, grads, strict=True):
-            again_PF = first_PF if first_PF.requires_grad else self._features(pixels)
-            again_PF.backward(grad_PF)  # type: ignore[no-untyped-call]
-        return loss.item()
-
-    def _first_passes(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The features of each part, (P, F), with what the gradient needs of as many as there is room for."""
-        made = list[Tensor]()
-        for pixels in parts:
-            if self.keeps == 0:
-                with _holding(self.student) as held:
-                    made.append(self._features(pixels))
-                self.keeps = max(1, int(KEPT / max(1, sum(held.values()))))
-            else:
-                with torch.set_grad_enabled(len(made) < self.keeps):
-                    made.append(self._features(pixels))
-        return made
+        if self.cache is None:
+            most = 1e9 * self.recipe.schedule.memory
+            self.cache = gradcache.planned(self.student, self._made_by, self.data.size, self.batch, most)
+        pixels = [one.pixels for one in several]
+        return self.cache.backward(self._features, pixels, lambda known_BF: self._loss(known_BF, shown, seed))
 
     def _features(self, pixels_NCHW: Tensor) -> Tensor:
+        return self._made_by(self.student, pixels_NCHW)
+
+    def _made_by(self, student: Student, pixels_NCHW: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.student.features(pixels_NCHW.to(self.device))
+            return student.features(pixels_NCHW.to(self.device))
 
     def _loss(self, features_BF: Tensor, shown: Shown, seed: tuple[int, int, int]) -> Tensor:
         """The recipe's losses over the joint batch, and on the images alone the anchor and the reference; on images
@@ -437,7 +412,8 @@ class _Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Batches made by one thread a few steps ahead."""
-        return images.ahead(iter(range(self.state.step * self.parts, 1 << 40)), self._batch, threads=1, depth=3)
+        numbers = iter(range(self.state.step * self.parts, 1 << 40))
+        return images.ahead(numbers, self._batch, threads=1, depth=3, begin=single_threaded)
 
     def _batch(self, number: int) -> Batch:
         """A batch of a step, of images that were asked about or of the others; each kind in an order of its own."""
@@ -642,34 +618,13 @@ def _relative(student: Student) -> torch.optim.Optimizer:
     Where batch-norm is folded into convolutions the weights of one layer are fifty times those of another; steps of one
     length destroy the small ones before they move the large. Relative steps as in Adafactor (Shazeer & Stern 2018).
     """
-    return torch.optim.AdamW([{"params": [one]} for one in student.parameters()], lr=0.0, weight_decay=0.0)
+    groups = [{"params": [one]} for one in student.parameters()]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
 
 
 def sizes(student: Student) -> Tensor:
     """Root mean square of each parameter's numbers, (P,), no less than LEAST."""
     return torch.stack([one.detach().square().mean().sqrt() for one in student.parameters()]).clamp(min=LEAST).cpu()
-
-
-@contextmanager
-def _holding(student: Student) -> Iterator[dict[int, int]]:
-    """Bytes of each piece of memory that what is computed inside keeps for its gradient, weights left out."""
-    weights = {one.untyped_storage().data_ptr() for one in student.parameters()}
-    held = dict[int, int]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() not in weights:
-            held[memory.data_ptr()] = memory.nbytes()
-        return tensor.detach()  # the tensor itself would keep its own graph alive
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield held
-
-
-def _reads_batches(student: Student) -> bool:
-    """Whether an image's features depend on the others of its batch while training, by batch normalisation."""
-    norms = (one for one in student.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
-    return any(one.training for one in norms)
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:

@@ -1,6 +1,9 @@
 """Steps of several batches: the same as one of all their images, lists and mixes among them."""
 
-from collections.abc import Sequence
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +14,11 @@ from builders import drawn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distilltool import train
+from distilltool import gradcache, memory
 from distilltool.augment import Augment, Batch, make_batch, together
 from distilltool.embedder import unit
 from distilltool.errors import DistillError
+from distilltool.gradcache import GradientCache
 from distilltool.progress import Silent
 from distilltool.recipe import Recipe, load
 from distilltool.rundir import RunDir
@@ -50,11 +54,14 @@ def trainer(
     after: float = 0.0,
     changes: Sequence[str] = (),
     reference: NDArray[np.float16] | None = None,
+    network: Callable[[], nn.Module] = Tiny,
 ) -> _Trainer:
     """A trainer of a student by a recipe. unasked: images that nobody was asked about; reference: (COUNT, V, DIM) what
     the untrained student makes of larger views."""
     torch.manual_seed(0)
-    student = Student(Backbone(module=Tiny(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False)
+    student = Student(
+        Backbone(module=network(), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made"), 0, bias=False
+    )
     rng = np.random.default_rng(0)
     targets = rng.normal(size=(COUNT, DIM)).astype(np.float32)
     targets /= np.linalg.norm(targets, axis=1, keepdims=True)
@@ -110,27 +117,119 @@ def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path, name
     assert one.state.step == three.state.step == 1
 
 
+class Folded(nn.Module):
+    """Convolutions, as a network has them; with batch normalisation where that is asked for."""
+
+    def __init__(self, *, normed: bool = False) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d(16) if normed else nn.Identity()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(16, DIM, 3, stride=2))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        made: Tensor = self.layers(images_NCHW).mean(dim=(2, 3))
+        return made
+
+
+def convolutional(*, normed: bool = False) -> Student:
+    torch.manual_seed(0)
+    backbone = Backbone(module=Folded(normed=normed), width=DIM, mean=(0.5,) * 3, std=(0.5,) * 3, start="made")
+    return Student(backbone, 0, bias=False).train()
+
+
+HELD = SIDE * SIDE * 4 * (3 + 2 * 16)  # an image's: the pixels, what is normalised, and what the second layer reads
+
+
 @pytest.mark.parametrize("keeps", [1, 2, 3])
-def test_first_passes_that_there_is_room_for_are_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: int
-) -> None:
-    """What each holds is measured, weights left out; the gradient is that of one batch, however many are kept."""
+def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, keeps: int) -> None:
+    """The gradient is that of one batch, however many are kept, and to the last bit the same for any number."""
     whole, thirds = in_thirds()
-    one, three = trainer(tmp_path / "a", COUNT, 1), trainer(tmp_path / "b", 8, 3)
-    with train._holding(three.student) as held:
-        three._features(thirds[0].pixels)
-    assert sum(held.values()) == 8 * 4 * (12 + DIM + 2)  # what the layer and the scaling to length 1 read, and lengths
-    monkeypatch.setattr(train, "KEPT", (keeps + 0.5) * sum(held.values()))
-    features, passes = three._features, list[bool]()
+    one, three, all_twice = (
+        trainer(tmp_path / name, COUNT // n, n, network=Folded) for name, n in (("a", 1), ("b", 3), ("c", 3))
+    )
+    three.cache, all_twice.cache = GradientCache(part=8, keeps=keeps), GradientCache(part=8, keeps=0)
+    features, passes = three._features, list[tuple[bool, Tensor]]()
 
     def counted(pixels_NCHW: Tensor) -> Tensor:
-        passes.append(torch.is_grad_enabled())
+        passes.append((torch.is_grad_enabled(), pixels_NCHW))
         return features(pixels_NCHW)
 
-    monkeypatch.setattr(three, "_features", counted)
-    for ours, theirs in zip(gradients(three, thirds), gradients(one, [whole]), strict=True):
+    three._features = counted  # type: ignore[method-assign]
+    found = gradients(three, thirds)
+    for ours, theirs in zip(found, gradients(one, [whole]), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
-    assert passes == [True] * keeps + [False] * (3 - keeps) + [True] * (3 - keeps)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, gradients(all_twice, thirds), strict=True))
+    assert [graded for graded, _ in passes] == [False] * (3 - keeps) + [True] * keeps + [True] * (3 - keeps)
+    again = [pixels for _, pixels in passes[3:]]
+    assert all(torch.equal(ours, one.pixels) for ours, one in zip(again, reversed(thirds[: 3 - keeps]), strict=True))
+
+
+def made_by(student: Student, pixels_NCHW: Tensor) -> Tensor:
+    return student.features(pixels_NCHW)
+
+
+def test_what_a_pass_holds_is_measured() -> None:
+    """Weights are left out; nothing of the student changes, no random number is drawn."""
+    student = convolutional(normed=True)
+    before, drawn_before = copy.deepcopy(student.state_dict()), torch.get_rng_state()
+    held = [gradcache.held_by(student, made_by, torch.zeros(count, 3, SIDE, SIDE)) for count in (4, 8)]
+    per_image = (held[1] - held[0]) / 4
+    assert per_image == pytest.approx(HELD, rel=0.01)
+    assert torch.equal(torch.get_rng_state(), drawn_before)
+    assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("normed", "batch", "size", "part"),
+    [(False, 64, SIDE, 64), (False, 64, 128, 32), (False, 16, 128, 16), (True, 64, 128, 64)],
+)
+def test_parts_are_as_large_as_is_fast(
+    monkeypatch: pytest.MonkeyPatch, normed: bool, batch: int, size: int, part: int
+) -> None:
+    """Larger where passes hold little; whole batches where normalisation looks at them; as many passes as there is
+    room for, one at least."""
+    student = convolutional(normed=normed)
+    held = gradcache.held_by(student, made_by, torch.zeros(part, 3, size, size))
+    monkeypatch.setattr(gradcache, "PASS", 64 * SIDE * SIDE * 4 * 80)
+    for room, keeps in ((2.5 * held, 2), (0.5 * held, 1), (-held, 1)):
+        monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room)
+        assert gradcache.planned(student, made_by, (size, size), batch, 5e9) == GradientCache(part=part, keeps=keeps)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_was_freed_is_given_back() -> None:
+    """Small pieces, which the C library keeps, with one behind them that is still used."""
+    code = (
+        "from distilltool import memory\n"
+        "pieces = [bytes(50_000) for _ in range(2000)]\n"
+        "last = bytes(50_000)\n"
+        "del pieces\n"
+        "before = memory.in_use('VmRSS')\n"
+        "memory.give_back()\n"
+        "print(before - memory.in_use('VmRSS'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 50e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_freed_arrays_stay_for_the_next_ones() -> None:
+    """Pages that are used again are not fetched from the system a second time."""
+    code = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from distilltool import memory\n"
+        "if sys.argv[1] == 'kept': memory.keep_freed()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(10_000_000)\n"
+        "before = faults()\n"
+        "for _ in range(4): np.ones(10_000_000)\n"
+        "print(faults() - before)\n"
+    )
+    kept, not_kept = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "as usual")
+    )
+    assert kept < 2000 and kept < 0.2 * not_kept
 
 
 @pytest.mark.parametrize(("batch", "parts", "taken"), [(8, 4, 3), (8, 2, 2), (24, 4, 1), (64, 4, 1)])

@@ -1,5 +1,8 @@
 """Batches: which images, which part of them, and which colours."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +155,35 @@ def test_colours_are_brightness_then_saturation_then_contrast() -> None:
         expected = (grey.mean() + (saturated - grey.mean()) * contrast).clamp(0, 255)
         assert torch.allclose(got.double(), expected, atol=1e-3)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+THREADS = """
+import os, sys
+import numpy as np
+import torch
+from distilltool import images
+from distilltool.augment import make_batch, single_threaded
+from distilltool.recipe import Augment
+
+torch.set_num_threads(3)
+pixels = np.zeros((8, 160, 160, 3), np.uint8)
+begin = single_threaded if sys.argv[1] == "alone" else lambda: None
+made = images.ahead(range(4), lambda n: make_batch(n, pixels, (128, 128), 8, Augment(), 0), threads=1, begin=begin)
+before = len(os.listdir("/proc/self/task"))
+next(made)
+print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
+made.close()
+after = images.ahead(range(1), lambda _: torch.get_num_threads(), threads=1)
+print(next(after))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_batches_are_made_without_threads_of_their_own() -> None:
+    """One thread, none of OpenMP's beside it; the number that torch works with elsewhere stays."""
+    alone, freely = (
+        subprocess.run([sys.executable, "-c", THREADS, how], capture_output=True, text=True, check=True).stdout.split()
+        for how in ("alone", "freely")
+    )
+    assert alone == ["1", "3", "3"]
+    assert int(freely[0]) > 1  # what would be there otherwise

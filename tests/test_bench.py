@@ -413,19 +413,19 @@ def test_bound_arrays_give_the_same_answer(models: Path) -> None:
 
 GROWS = """
 import mmap
-from distilltool import measured
+from distilltool import memory
 
 def grown(before):
-    return measured.memory("VmHWM") - before >> 20
+    return memory.in_use("VmHWM") - before >> 20
 
-measured.forget_peak()
-before = measured.memory("VmHWM")
+memory.forget_peak()
+before = memory.in_use("VmHWM")
 with mmap.mmap(-1, 64 << 20) as taken:
     for at in range(0, len(taken), mmap.PAGESIZE):
         taken[at] = 1
     print(grown(before))
 print(grown(before))
-measured.forget_peak()
+memory.forget_peak()
 print(grown(before))
 """
 

@@ -31,6 +31,7 @@ TORCH_OWNERS = (
     "relations.py",
     "divergence.py",
     "soup.py",
+    "gradcache.py",
     "weights.py",
     "checkpoint.py",
     "scores.py",

@@ -1,7 +1,5 @@
 """Ask the teacher about images, within the budget, and keep each answer in the ledger as it comes."""
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from distilltool import images, sanity
+from distilltool import images, memory, sanity
 from distilltool.bought import BoughtTeacher, Matched
 from distilltool.choice import Choice
 from distilltool.embedder import Teacher, by_shape
@@ -138,11 +136,10 @@ def bring_in(teacher: BoughtTeacher, found: Matched, stock: Inventory, ledger: L
 def _forecast(asked: Asked, left: int, dim: int, price: float | None, earlier: float | None) -> PlanReport:
     """earlier: seconds an answer took before, for where nothing had to be asked now."""
     each = asked.seconds / asked.queried if asked.queried else earlier
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return PlanReport(
         queries=left,
         seconds=None if each is None else left * each,
-        memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
+        memory_bytes=memory.in_use("VmHWM"),
         disk_bytes=left * bytes_each(dim),
         probed=asked.queried,
         cost=None if price is None else left * price,

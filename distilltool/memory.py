@@ -1,0 +1,47 @@
+"""What this process holds in memory, and giving back what it no longer uses."""
+
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+
+def in_use(field: str) -> int:
+    """Bytes of this process in the processor's memory: VmRSS is now, VmHWM is the peak. Where the system does not tell
+    them apart (anything but Linux), the peak."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak begin with what is in use now, where the system allows that (Linux, filesystems/proc)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def give_back() -> None:
+    """Return to the system what was freed and is kept for later by the C library, where that is glibc's: after a
+    network has run that is hundreds of megabytes (malloc_trim(3))."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def keep_freed() -> None:
+    """From here on large arrays that are freed stay for the next ones, where the C library is glibc's: a network in
+    training frees and takes the same ones in every step, and of fresh memory the system clears each page (mallopt(3)).
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(MMAP_THRESHOLD, 1 << 30)
+        tune(TRIM_THRESHOLD, (1 << 31) - 1)
