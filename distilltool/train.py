@@ -211,7 +211,6 @@ class _Trainer:
         self.student.train()
         self.progress.begin("training", self._planned(), "steps", self.state.step)
         memory.give_back()
-        memory.keep_freed()
         with stop_gently() as wish:
             stopped = self._steps(wish)
         self.progress.end()

@@ -18,6 +18,7 @@ from distilltool import (
     aim,
     images,
     imported,
+    memory,
     metrics,
     objective,
     onnx_export,
@@ -146,6 +147,7 @@ def distill(
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
+    memory.keep_freed()
     write_json(run.environment, environment())
     recipe = _with_share(recipe, answered, run, progress)
     if backbone is not None:
