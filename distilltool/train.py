@@ -606,9 +606,8 @@ def _adamw(student: Student, lr: float, weight_decay: float) -> torch.optim.Opti
     """AdamW that spares biases and normalisation scales from decay."""
     decayed = [p for p in student.parameters() if p.ndim > 1]
     spared = [p for p in student.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr
-    )
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 def _relative(student: Student) -> torch.optim.Optimizer:
