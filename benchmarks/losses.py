@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilltool import extensions
+from distilltool import extensions, memory
 from distilltool.latency import machine
 from distilltool.mixing import mix
 from distilltool.progress import Silent
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    memory.keep_freed()  # as training does
     step = step_ms(args.step, args.batch, args.side, args.rounds) if args.step else None
     if step:
         print(f"step        {step:.1f} ms")

@@ -284,6 +284,9 @@ class Show:
             f"{found.images['train']:,} images{others}, {counted(found.steps, 'step')}{runs}, "
             f"{_duration(found.seconds)}",
         )
+        if found.images["skipped"]:
+            files = counted(found.images["skipped"], "file")
+            table.add_row("[yellow]skipped[/]", f"{files} that cannot be read (`distilltool query` names them)")
         name = f"overlap@{found.k}"
         table.add_row(
             name, f"{_interval(found.fidelity.overlap_at_10)}, undistilled {found.undistilled.overlap_at_10.value:.3f}"

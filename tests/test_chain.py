@@ -184,6 +184,8 @@ def test_a_second_distill_returns_the_same_report_and_asks_nothing(run_dir: Path
     assert json.loads(out)["fidelity"] == json.loads(before)["report"]["fidelity"]
     assert "finished already" in err
     assert (run_dir / "run.json").read_bytes() == before
+    code, out, err = run(work, *words[:-1])
+    assert code == 0 and "1 file that cannot be read" in out + err
 
 
 @pytest.mark.slow
