@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from distilltool.relations import others
 
-ROUNDS = 8  # of Newton's method, which has converged by then
+ROUNDS = 8  # of Newton's method at most
+NEAR = 1e-5  # a step of it after which the next would be of this squared
 FEWEST = 2.0  # neighbours that a short list has at least
 SHARPEST = 1e4  # inverse temperature at most, over the standard deviation of the similarities
 BLUNTEST = 0.3  # and at least: below, a student that knows nothing yet would be told nothing
@@ -36,7 +37,9 @@ def _with_entropy(scores_MM: Tensor, entropy: float) -> Tensor:
         log_p, _, variance_M = _moments(scores_MM, log_beta.exp())
         now = -(log_p.exp() * log_p).sum(dim=1).mean()
         slope = -(log_beta.exp().square() * variance_M).mean()
-        log_beta = _stepped(log_beta, (entropy - now) / slope.clamp(max=-1e-9), spread)
+        before, log_beta = log_beta, _stepped(log_beta, (entropy - now) / slope.clamp(max=-1e-9), spread)
+        if (log_beta - before).abs() < NEAR:
+            break
     return log_beta.exp()
 
 
@@ -49,7 +52,12 @@ def _fitting(scores_MM: Tensor, log_p_MM: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         _, mean_M, variance_M = _moments(scores_MM, log_beta.exp())
         gap = (wanted_M - mean_M).mean()
-        log_beta = _stepped(log_beta, gap / (log_beta.exp() * variance_M.mean()).clamp(min=1e-9), spread)
+        before, log_beta = (
+            log_beta,
+            _stepped(log_beta, gap / (log_beta.exp() * variance_M.mean()).clamp(min=1e-9), spread),
+        )
+        if (log_beta - before).abs() < NEAR:
+            break
     return log_beta.exp()
 
 
