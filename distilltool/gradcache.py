@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distilltool import memory
 from distilltool.student import Student
@@ -25,11 +26,13 @@ GPU_SHARE = 0.5  # of a GPU's free memory that kept passes may take
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientCache:
-    """part: images whose gradient is passed on at a time. keeps: parts of a list that keep their first pass; the
-    gradient is the same to the last bit however many do."""
+    """part: images whose gradient is passed on at a time. keeps: parts of a list that keep their first pass; gradient
+    and student are the same to the last bit however many do. norms: batch normalisation in training, which counts every
+    image once, when it is seen first."""
 
     part: int
     keeps: int
+    norms: tuple[_BatchNorm, ...] = ()
 
     def backward(
         self, features: Callable[[Tensor], Tensor], batches: Sequence[Tensor], loss: Callable[[Tensor], Tensor]
@@ -53,9 +56,17 @@ class GradientCache:
         grads = torch.split(known_BF.grad, [len(one) for one in made])
         for grad_PF in reversed(grads):
             pixels, last = parts.pop(), made.pop()
-            again_PF = last if last.requires_grad else features(pixels)
+            again_PF = last if last.requires_grad else self._seen_again(features, pixels)
             again_PF.backward(grad_PF)  # type: ignore[no-untyped-call]
         return found.item()
+
+    def _seen_again(self, features: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        for norm in self.norms:
+            norm.track_running_stats = False
+        made = features(pixels)
+        for norm in self.norms:
+            norm.track_running_stats = True
+        return made
 
 
 def planned(
@@ -68,10 +79,10 @@ def planned(
     with the passes that are kept; what comes and goes within a step is beside it. On a GPU, a share of what is free.
     At least one part's is kept, which is in memory once anyway.
     """
-    together = _reads_batches(student)
-    part = batch if together else min(PART, batch)
+    norms = tuple(one for one in student.modules() if isinstance(one, _BatchNorm) and one.training)
+    part = batch if norms else min(PART, batch)
     held = held_by(student, features, torch.zeros(part, 3, *size))
-    while not together and 2 * part <= batch and 2 * held <= PASS:
+    while not norms and 2 * part <= batch and 2 * held <= PASS:
         part, held = 2 * part, 2 * held
     device = student.factor.device
     if device.type == "cuda":
@@ -79,7 +90,7 @@ def planned(
     else:
         memory.give_back()
         room = most - memory.in_use("VmRSS")
-    return GradientCache(part=part, keeps=max(1, int(room / max(1, held))))
+    return GradientCache(part=part, keeps=max(1, int(room / max(1, held))), norms=norms)
 
 
 def held_by(student: Student, features: Callable[[Student, Tensor], Tensor], images_NCHW: Tensor) -> int:
@@ -106,9 +117,3 @@ def _holding(student: Student) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield held
-
-
-def _reads_batches(student: Student) -> bool:
-    """Whether an image's features depend on the others of its batch while training, by batch normalisation."""
-    norms = (one for one in student.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm))
-    return any(one.training for one in norms)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,22 @@ def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, 
     assert all(torch.equal(ours, one.pixels) for ours, one in zip(again, reversed(thirds[: 3 - keeps]), strict=True))
 
 
+def test_batch_normalisation_counts_every_image_once(tmp_path: Path) -> None:
+    """Its averages, too, are the same however many passes are kept."""
+    _, thirds = in_thirds()
+    found = list[dict[str, Tensor]]()
+    for keeps in (0, 1, 2, 3):
+        one = trainer(tmp_path / str(keeps), 8, 3, network=partial(Folded, normed=True))
+        one.student.train()
+        one.cache = replace(gradcache.planned(one.student, one._made_by, (SIDE, SIDE), 8, 0), keeps=keeps)
+        gradients(one, thirds)
+        found.append(one.student.state_dict())
+    assert found[0]["backbone.layers.1.num_batches_tracked"] == 3
+    assert found[0]["backbone.layers.1.running_mean"].abs().max() > 1e-3
+    assert all(torch.equal(one[name], found[0][name]) for one in found for name in one)
+    assert one.cache.norms[0].track_running_stats
+
+
 def made_by(student: Student, pixels_NCHW: Tensor) -> Tensor:
     return student.features(pixels_NCHW)
 
@@ -192,7 +209,8 @@ def test_parts_are_as_large_as_is_fast(
     monkeypatch.setattr(gradcache, "PASS", 64 * SIDE * SIDE * 4 * 80)
     for room, keeps in ((2.5 * held, 2), (0.5 * held, 1), (-held, 1)):
         monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room)
-        assert gradcache.planned(student, made_by, (size, size), batch, 5e9) == GradientCache(part=part, keeps=keeps)
+        found = gradcache.planned(student, made_by, (size, size), batch, 5e9)
+        assert (found.part, found.keeps, bool(found.norms)) == (part, keeps, normed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
