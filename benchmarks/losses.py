@@ -112,6 +112,7 @@ def step_ms(file: Path, batch: int, side: int, rounds: int) -> float:
     return float(np.median(taken)) * batch / PART
 
 
+@memory.freed_kept()  # as training does
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=256)
@@ -125,7 +126,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    memory.keep_freed()  # as training does
     step = step_ms(args.step, args.batch, args.side, args.rounds) if args.step else None
     if step:
         print(f"step        {step:.1f} ms")

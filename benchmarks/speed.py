@@ -92,6 +92,7 @@ def bare(student: Student, args: argparse.Namespace, trainer: _Trainer, *, plain
     return step
 
 
+@memory.freed_kept()  # as training does
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student")
@@ -106,7 +107,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(images.workers())
-    memory.keep_freed()  # as training does
     student = student_of(args)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(student, args, Path(folder))

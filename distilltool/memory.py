@@ -3,9 +3,12 @@
 import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+LARGEST = 32 << 20  # bytes that glibc's own rule lets stay at most
 
 
 def in_use(field: str) -> int:
@@ -37,11 +40,17 @@ def give_back() -> None:
         trim(0)
 
 
-def keep_freed() -> None:
-    """From here on large arrays that are freed stay for the next ones, where the C library is glibc's: a network in
-    training frees and takes the same ones in every step, and of fresh memory the system clears each page (mallopt(3)).
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:
-        tune(MMAP_THRESHOLD, 1 << 30)
-        tune(TRIM_THRESHOLD, (1 << 31) - 1)
+@contextmanager
+def freed_kept() -> Iterator[None]:
+    """Large arrays that are freed meanwhile stay for the next ones, where the C library is glibc's: a network in
+    training frees and takes the same ones in every step, and of fresh memory the system clears each page. At the end
+    all is given back, and what is freed from then on is where glibc's own rule ends up (mallopt(3))."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", lambda which, size: None)
+    tune(MMAP_THRESHOLD, 1 << 30)
+    tune(TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        tune(MMAP_THRESHOLD, LARGEST)
+        tune(TRIM_THRESHOLD, 2 * LARGEST)
+        give_back()

@@ -229,25 +229,34 @@ def test_what_was_freed_is_given_back() -> None:
     assert int(done.stdout) > 50e6
 
 
+FREED = """
+import resource
+import sys
+from contextlib import nullcontext
+import numpy as np
+from distilltool import memory
+
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with memory.freed_kept() if sys.argv[1] == "kept" else nullcontext():
+    np.ones(10_000_000)
+    before = faults()
+    for _ in range(4):
+        np.ones(10_000_000)
+    print(faults() - before, memory.in_use("VmRSS"))
+print(memory.in_use("VmRSS"))
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_freed_arrays_stay_for_the_next_ones() -> None:
-    """Pages that are used again are not fetched from the system a second time."""
-    code = (
-        "import resource, sys\n"
-        "import numpy as np\n"
-        "from distilltool import memory\n"
-        "if sys.argv[1] == 'kept': memory.keep_freed()\n"
-        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "np.ones(10_000_000)\n"
-        "before = faults()\n"
-        "for _ in range(4): np.ones(10_000_000)\n"
-        "print(faults() - before)\n"
-    )
+    """Pages that are used again are not fetched from the system a second time; in the end they are given back."""
     kept, not_kept = (
-        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        [*map(int, subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, check=True).stdout.split())]
         for how in ("kept", "as usual")
     )
-    assert kept < 2000 and kept < 0.2 * not_kept
+    assert kept[0] < 2000 and kept[0] < 0.2 * not_kept[0]
+    assert kept[1] - kept[2] > 60e6 and abs(kept[2] - not_kept[2]) < 30e6
 
 
 @pytest.mark.parametrize(("batch", "parts", "taken"), [(8, 4, 3), (8, 2, 2), (24, 4, 1), (64, 4, 1)])

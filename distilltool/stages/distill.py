@@ -123,6 +123,7 @@ def check_answers(answered: Answered) -> None:
         )
 
 
+@memory.freed_kept()
 def distill(
     teacher: Teacher,
     answered: Answered,
@@ -147,7 +148,6 @@ def distill(
     """
     began = time.perf_counter()
     torch.set_num_threads(workers())
-    memory.keep_freed()
     write_json(run.environment, environment())
     recipe = _with_share(recipe, answered, run, progress)
     if backbone is not None:
