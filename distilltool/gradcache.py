@@ -35,18 +35,18 @@ class GradientCache:
     norms: tuple[_BatchNorm, ...] = ()
 
     def backward(
-        self, features: Callable[[Tensor], Tensor], batches: Sequence[Tensor], loss: Callable[[Tensor], Tensor]
+        self, features: Callable[[Tensor, int], Tensor], batches: Sequence[Tensor], loss: Callable[[Tensor], Tensor]
     ) -> float:
         """Leave in the parameters the gradient of a loss over the images of all batches; returns the loss.
 
-        features: of images (N, 3, H, W), (N, F). loss: of all features, (B, F). No gradient where the loss is not
-        finite.
+        features: of images (N, 3, H, W) of the part with this number, (N, F); the same again where it is asked again.
+        loss: of all features, (B, F). No gradient where the loss is not finite.
         """
         parts = [pixels for one in batches for pixels in torch.split(one, self.part)]
         made = list[Tensor]()
         for number, pixels in enumerate(parts):  # those that are kept come last: no other pass is made beside them
             with torch.set_grad_enabled(number >= len(parts) - self.keeps):
-                made.append(features(pixels))
+                made.append(features(pixels, number))
         known_BF = torch.cat([one.detach() for one in made]).requires_grad_()
         found = loss(known_BF)
         if not math.isfinite(found.item()):
@@ -56,14 +56,14 @@ class GradientCache:
         grads = torch.split(known_BF.grad, [len(one) for one in made])
         for grad_PF in reversed(grads):
             pixels, last = parts.pop(), made.pop()
-            again_PF = last if last.requires_grad else self._seen_again(features, pixels)
+            again_PF = last if last.requires_grad else self._seen_again(features, pixels, len(parts))
             again_PF.backward(grad_PF)  # type: ignore[no-untyped-call]
         return found.item()
 
-    def _seen_again(self, features: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    def _seen_again(self, features: Callable[[Tensor, int], Tensor], pixels: Tensor, number: int) -> Tensor:
         for norm in self.norms:
             norm.track_running_stats = False
-        made = features(pixels)
+        made = features(pixels, number)
         for norm in self.norms:
             norm.track_running_stats = True
         return made

@@ -355,7 +355,7 @@ class _Trainer:
     def _backward(self, several: Sequence[Batch], shown: Shown, seed: tuple[int, int, int]) -> float:
         """Gradients of the loss over the images of several batches, the list that is shown; returns the loss."""
         if len(several) == 1:
-            loss = self._loss(self._features(several[0].pixels), shown, seed)
+            loss = self._loss(self._features(several[0].pixels, 0), shown, seed)
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
@@ -365,7 +365,10 @@ class _Trainer:
         pixels = [one.pixels for one in several]
         return self.cache.backward(self._features, pixels, lambda known_BF: self._loss(known_BF, shown, seed))
 
-    def _features(self, pixels_NCHW: Tensor) -> Tensor:
+    def _features(self, pixels_NCHW: Tensor, part: int) -> Tensor:
+        """Of a part of the step, whose number seeds what a network leaves to chance, as stochastic depth is."""
+        known = (self.recipe.seed, 13, self.state.step, part)
+        torch.manual_seed(int(np.random.SeedSequence(known).generate_state(1)[0]))
         return self._made_by(self.student, pixels_NCHW)
 
     def _made_by(self, student: Student, pixels_NCHW: Tensor) -> Tensor:

@@ -119,11 +119,11 @@ def test_a_step_of_three_batches_is_one_of_all_their_images(tmp_path: Path, name
 
 
 class Folded(nn.Module):
-    """Convolutions, as a network has them; with batch normalisation where that is asked for."""
+    """Convolutions, as a network has them; where asked for, batch normalisation or features left out by chance."""
 
-    def __init__(self, *, normed: bool = False) -> None:
+    def __init__(self, *, normed: bool = False, dropped: float = 0.0) -> None:
         super().__init__()
-        norm = nn.BatchNorm2d(16) if normed else nn.Identity()
+        norm = nn.BatchNorm2d(16) if normed else nn.Dropout(dropped)
         self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(16, DIM, 3, stride=2))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -150,9 +150,9 @@ def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, 
     three.cache, all_twice.cache = GradientCache(part=8, keeps=keeps), GradientCache(part=8, keeps=0)
     features, passes = three._features, list[tuple[bool, Tensor]]()
 
-    def counted(pixels_NCHW: Tensor) -> Tensor:
+    def counted(pixels_NCHW: Tensor, part: int) -> Tensor:
         passes.append((torch.is_grad_enabled(), pixels_NCHW))
-        return features(pixels_NCHW)
+        return features(pixels_NCHW, part)
 
     three._features = counted  # type: ignore[method-assign]
     found = gradients(three, thirds)
@@ -178,6 +178,26 @@ def test_batch_normalisation_counts_every_image_once(tmp_path: Path) -> None:
     assert found[0]["backbone.layers.1.running_mean"].abs().max() > 1e-3
     assert all(torch.equal(one[name], found[0][name]) for one in found for name in one)
     assert one.cache.norms[0].track_running_stats
+
+
+def test_chance_is_the_same_again(tmp_path: Path) -> None:
+    """What a network leaves out of a part is left out of its second pass too, and after a stop; of every part and in
+    every step it is something else."""
+    _, thirds = in_thirds()
+    found = list[list[list[Tensor]]]()
+    for keeps in (0, 3):
+        one = trainer(tmp_path / str(keeps), 8, 3, network=partial(Folded, dropped=0.5))
+        one.student.train()
+        one.cache = GradientCache(part=8, keeps=keeps)
+        torch.manual_seed(keeps)
+        found.append([gradients(one, thirds), gradients(one, thirds)])
+        same = thirds[0].pixels
+        first, other, again = (one._features(same, part) for part in (0, 1, 0))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+        one.state.step += 1
+        assert not torch.equal(first, one._features(same, 0))
+    for ours, theirs in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def made_by(student: Student, pixels_NCHW: Tensor) -> Tensor:
@@ -311,7 +331,7 @@ def test_images_nobody_was_asked_about_are_compared_with_what_is_known_of_them(t
     ]
     for ours, theirs in zip(gradients(one, [whole]), gradients(two, halves), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-    features = one._features(whole.pixels).detach()
+    features = one._features(whole.pixels, 0).detach()
     before = one._loss(features, together([whole]), (0, 0, 0))
     one.anchor, one.targets = 1e3, one.targets * 0
     assert torch.equal(before, one._loss(features, together([whole]), (0, 0, 0)))

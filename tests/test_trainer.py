@@ -52,7 +52,7 @@ def test_the_loss_is_the_sum_of_what_the_recipe_names(tmp_path: Path, anchor: fl
     if anchor:
         one.student.anchor = nn.Linear(DIM, DIM)
     batch = shown(one)
-    features = one._features(batch.pixels)
+    features = one._features(batch.pixels, 0)
     found = one._loss(features, together([batch]), (0, 3, 0)).item()
     centred = features - one.student.centre
     targets = one.targets[torch.from_numpy(batch.rows)]
@@ -83,7 +83,7 @@ def test_every_length_is_trained(tmp_path: Path) -> None:
     """The loss of nested vectors is the mean of the losses of each front part, brought to length 1."""
     one = trainer(tmp_path, 8, 1, name="kl", changes=[f"student.dims=[{DIM}, {WIDE}, 2]"])
     batch = shown(one)
-    features = one._features(batch.pixels)
+    features = one._features(batch.pixels, 0)
     found = one._loss(features, together([batch]), (0, 3, 0)).item()
     whole, targets = F.normalize(features - one.student.centre, dim=1), one.targets[torch.from_numpy(batch.rows)]
     each = [kl_by_hand(F.normalize(whole[:, :dim], dim=1), targets) for dim in (DIM, WIDE, 2)]
