@@ -202,6 +202,7 @@ FROM_PRETRAINED = (
     "anchor_finetune",
     "optimiser.lr_finetune",
     "schedule.batches_finetune",
+    "schedule.memory",
     "soup.steps",
     "soup.passes",
     "reference.weight",

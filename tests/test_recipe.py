@@ -187,6 +187,7 @@ def default(key: str) -> Any:
         ("optimiser.lr_finetune=1e-4", True, []),
         ("optimiser.lr_finetune=1e-4", False, ["optimiser.lr_finetune"]),
         ("soup.steps=0", False, ["soup.steps"]),
+        ("schedule.memory=3", False, ["schedule.memory"]),
         ("mix.ratio=1", True, []),
     ],
 )
