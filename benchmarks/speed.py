@@ -4,18 +4,22 @@
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
 optimiser. Where a step takes several batches, all is done in smaller parts and those whose first pass the loop does not
-keep, for the sake of memory, have a further one without gradient; `plain` is the same images without that. The loop
-crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all take turns, so that a
-drifting machine meets them alike; no fidelity is looked at in between. The images are random: what is in them costs
-nothing.
+keep, for the sake of memory, have a further one without gradient; `plain` is the same images without that. `script` are
+the plain passes in a process of their own with memory as torch takes it by itself, `list` there all images of a step
+in one tensor. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all
+take turns, so that a drifting machine meets them alike; no fidelity is looked at in between. The images are random:
+what is in them costs nothing.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,30 +96,53 @@ def bare(student: Student, args: argparse.Namespace, trainer: _Trainer, *, plain
     return step
 
 
+class Script:
+    """Bare passes in a process of their own. requests: images of a pass, as lines; answers: an empty line when all
+    images of a step are through."""
+
+    def __init__(self, args: argparse.Namespace, images_of_step: int) -> None:
+        command = [sys.executable, __file__, args.student, "--input", str(args.input), "--serve", str(images_of_step)]
+        for one in args.preprocess:
+            command += ["--preprocess", one]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self, batch: int) -> None:
+        """All images of a step, so many at a time."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{batch}\n")
+        self.process.stdin.flush()
+        if self.process.stdout.readline() != "done\n":
+            raise SystemExit("the process of bare passes is gone")
+
+    @staticmethod
+    def serve(args: argparse.Namespace) -> None:
+        """What that process does."""
+        student = student_of(args)
+        student.train()
+        pixels = torch.rand(args.serve, 3, args.input, args.input).mul(255)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        for line in sys.stdin:
+            student.zero_grad(set_to_none=True)
+            for part in torch.split(pixels, int(line)):
+                student(part).sum().backward()
+            print("done", flush=True)
+
+
 @memory.freed_kept()  # as training does
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("student")
-    parser.add_argument("--preprocess", action="append", default=[])
-    parser.add_argument("--input", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--recipe", default="best")
-    parser.add_argument("--batches", type=int, default=0, help="of a step; 0 as the recipe says")
-    parser.add_argument("--memory", type=float, default=0, help="GB that training may take; 0 as the recipe says")
-    parser.add_argument("--steps", type=int, default=6, help="of a block")
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(images.workers())
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each kind of step, and ratios."""
     student = student_of(args)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(student, args, Path(folder))
         student.train()
         batches = trainer._batches()
+        script = Script(args, args.batch * trainer.parts)
         steps = {
             "loop": lambda: trainer._step(batches),  # first, as it finds out how many parts are kept
             "bare": bare(student, args, trainer, plain=False),
             "plain": bare(student, args, trainer, plain=True),
+            "script": lambda: script.step(args.batch),
+            "list": lambda: script.step(args.batch * trainer.parts),
         }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for step in (*steps.values(), *steps.values()):
@@ -126,9 +153,10 @@ def main() -> None:
                 for _ in range(args.steps):
                     steps[which]()
                 seconds[which].append((time.perf_counter() - began) / args.steps)
+        script.process.kill()
     timed = {name: latency.Timed(blocks=tuple(np.array([one]) for one in times)) for name, times in seconds.items()}
-    ratios = {name: versus.speedup(timed["loop"], timed[name]) for name in ("bare", "plain")}
-    found = {
+    ratios = {name: versus.speedup(timed["loop"], timed[name]) for name in steps if name != "loop"}
+    return {
         "student": Path(args.student).name,
         "input": args.input,
         "batch": args.batch,
@@ -143,6 +171,27 @@ def main() -> None:
         },
         "environment": environment(),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("student")
+    parser.add_argument("--preprocess", action="append", default=[])
+    parser.add_argument("--input", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--recipe", default="best")
+    parser.add_argument("--batches", type=int, default=0, help="of a step; 0 as the recipe says")
+    parser.add_argument("--memory", type=float, default=0, help="GB that training may take; 0 as the recipe says")
+    parser.add_argument("--steps", type=int, default=6, help="of a block")
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(images.workers())
+    if args.serve:
+        Script.serve(args)
+        return
+    found = measure(args)
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -77,10 +77,19 @@ def load_checkpoint(path: Path, parts: Parts) -> State:
     parts.student.load_state_dict(groups["student"])
     parts.average.load_state_dict(groups["average"])
     saved = parts.optimiser.state_dict()
+    parameters = [one for group in parts.optimiser.param_groups for one in group["params"]]
     for name, tensor in groups["optimiser"].items():
         number, _, key = name.partition(".")
-        saved["state"].setdefault(int(number), {})[key] = tensor
+        saved["state"].setdefault(int(number), {})[key] = _laid_out(tensor, parameters[int(number)])
     parts.optimiser.load_state_dict(saved)
     for name, tensor in parts.kept.items():
         tensor.copy_(groups["kept"][name])
     return state
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of an optimiser's, in memory as its parameter is, channels last or not: fused optimisers go through both
+    side by side."""
+    if tensor.shape != parameter.shape:
+        return tensor  # counts steps
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
