@@ -2,7 +2,7 @@
 
 import mmap
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,9 +119,7 @@ def make_batch(
         numbered(int(row), int(number), augment, keep, seed) if views else view(augment, keep, rng)
         for row, number in zip(rows, numbers, strict=True)
     ]
-    pixels = altered((pixels_NHWC[row] for row in rows), drawn, size)
-    let_go(pixels_NHWC)
-    return Batch(rows=rows, pixels=pixels, views=numbers, asked=asked)
+    return Batch(rows=rows, pixels=altered(each(pixels_NHWC, rows), drawn, size), views=numbers, asked=asked)
 
 
 def single_threaded() -> None:
@@ -198,6 +196,14 @@ def embed_view(
         let_go(pixels_NHWC)
     student.train(training)
     return np.concatenate(parts)
+
+
+def each(pixels_NHWC: NDArray[np.uint8], rows: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+    """Images of these rows, each to be read before the next is asked for: around one of them the system maps as much
+    as 2 MB of a file."""
+    for row in rows:
+        yield pixels_NHWC[row]
+        let_go(pixels_NHWC)
 
 
 def let_go(pixels_NHWC: NDArray[np.uint8]) -> None:

@@ -75,9 +75,9 @@ def planned(
     """Parts for a student in training, by what one pass of it holds for the gradient.
 
     features: made by a student of images (N, 3, H, W) on the processor. size: height and width of its images. batch:
-    images of a batch, which stay together where batch normalisation looks at all of them. most: bytes of the process
-    with the passes that are kept; what comes and goes within a step is beside it. On a GPU, a share of what is free.
-    At least one part's is kept, which is in memory once anyway.
+    images of a batch, which stay together where batch normalisation looks at all of them. most: bytes of the process,
+    of which what comes and goes beside the kept passes takes about as much as one of them. On a GPU, a share of what is
+    free. At least one part's is kept, which is in memory once anyway.
     """
     norms = tuple(one for one in student.modules() if isinstance(one, _BatchNorm) and one.training)
     part = batch if norms else min(PART, batch)
@@ -89,7 +89,7 @@ def planned(
         room = GPU_SHARE * torch.cuda.mem_get_info(device)[0]
     else:
         memory.give_back()
-        room = most - memory.in_use("VmRSS")
+        room = most - memory.in_use("VmRSS") - held
     return GradientCache(part=part, keeps=max(1, int(room / max(1, held))), norms=norms)
 
 

@@ -108,8 +108,8 @@ class Schedule:
     them; batch: images at once; batches_finetune: batches that one step of a pretrained student is made of, and its
     lists, no more than there are images for; warmup: share of the steps of a run, then a cosine to zero; evaluations:
     how often fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of
-    the steps; memory: GB that the process may hold of first passes and all else, where steps of several batches would
-    make them twice for want of room (`distilltool.gradcache`)."""
+    the steps; memory: GB that the process may hold, first passes and all, where steps of several batches would make
+    them twice for want of room (`distilltool.gradcache`)."""
 
     epochs: int = 60
     batch: int = 64
@@ -117,7 +117,7 @@ class Schedule:
     warmup: float = 0.05
     evaluations: int = 20
     patience: int = 8
-    memory: float = 1.7
+    memory: float = 1.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -227,7 +227,7 @@ def test_parts_are_as_large_as_is_fast(
     student = convolutional(normed=normed)
     held = gradcache.held_by(student, made_by, torch.zeros(part, 3, size, size))
     monkeypatch.setattr(gradcache, "PASS", 64 * SIDE * SIDE * 4 * 80)
-    for room, keeps in ((2.5 * held, 2), (0.5 * held, 1), (-held, 1)):
+    for room, keeps in ((3.5 * held, 2), (2.5 * held, 1), (-held, 1)):  # one more comes and goes
         monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room)
         found = gradcache.planned(student, made_by, (size, size), batch, 5e9)
         assert (found.part, found.keeps, bool(found.norms)) == (part, keeps, normed)

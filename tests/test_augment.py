@@ -1,7 +1,9 @@
 """Batches: which images, which part of them, and which colours."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from builders import drawn
 from PIL import Image
 
-from distilltool.augment import LUMA, coloured, make_batch, rows_of, shrink, view
+from distilltool.augment import LUMA, coloured, each, make_batch, rows_of, shrink, view
 from distilltool.recipe import Augment
 from distilltool.student import to_pixels
 
@@ -187,3 +189,26 @@ def test_batches_are_made_without_threads_of_their_own() -> None:
     )
     assert alone == ["1", "3", "3"]
     assert int(freely[0]) > 1  # what would be there otherwise
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that this process holds."""
+    found = 0
+    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        if str(path) in mapping.partition("\n")[0]:
+            found += 1024 * int(mapping.partition("Rss:")[2].split()[0])
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_images_of_a_mapped_file_do_not_stay(tmp_path: Path) -> None:
+    """Of 20 MB of images, one and what the system maps around it is held at a time; nothing after a batch."""
+    stored, path = pictures(8, (160, 160)), tmp_path / "pixels.npy"
+    np.save(path, np.tile(stored, (32, 1, 1, 1)))
+    mapped = np.load(path, mmap_mode="r")
+    for row, image in enumerate(each(mapped, range(len(mapped)))):
+        assert (image == stored[row % 8]).all() and 0 < resident(path) < 8e6
+    assert resident(path) == 0 and mapped.sum() > 0 and resident(path) > 15e6
+    batch = make_batch(0, mapped, (64, 64), 64, Augment(), seed=2)
+    assert resident(path) == 0
+    assert torch.equal(batch.pixels, make_batch(0, np.array(mapped), (64, 64), 64, Augment(), seed=2).pixels)
