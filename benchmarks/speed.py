@@ -161,6 +161,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "input": args.input,
         "batch": args.batch,
         "recipe": args.recipe,
+        "memory": trainer.recipe.schedule.memory,
         "batches": trainer.parts,
         "part": trainer.cache.part if trainer.cache else args.batch,
         "passes kept": trainer.cache.keeps if trainer.cache else 1,

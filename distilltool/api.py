@@ -712,11 +712,18 @@ def _made_from(embedder: Teacher, chosen: recipes.Recipe, start: "Start", time_b
         "output": embedder.key.output,
         "pool": embedder.key.pool,
         "preprocessing": embedder.preprocess.identity(),
-        "recipe": chosen.to_dict(),
+        "recipe": _deciding(chosen),
         "time budget": time_budget,
         "weights": images.digest(start.weights) if start.weights else None,
         "student's file": start.source.sha256 if start.source else None,
     }
+
+
+def _deciding(chosen: recipes.Recipe) -> dict[str, Any]:
+    """Of a recipe what weights depend on: a run may go on with more memory, or less."""
+    found = chosen.to_dict()
+    del found["schedule"]["memory"]
+    return found
 
 
 def _no_larger(chosen: recipes.Recipe, side: int) -> recipes.Recipe:

@@ -9,7 +9,7 @@ there is no room to keep.
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,10 @@ class GradientCache:
         parts = [pixels for one in batches for pixels in torch.split(one, self.part)]
         made = list[Tensor]()
         for number, pixels in enumerate(parts):  # those that are kept come last: no other pass is made beside them
-            with torch.set_grad_enabled(number >= len(parts) - self.keeps):
-                made.append(features(pixels, number))
+            kept = number >= len(parts) - self.keeps
+            with nullcontext() if kept else _forgetting():
+                seen_PF = features(pixels, number)
+            made.append(seen_PF if kept else seen_PF.detach())
         known_BF = torch.cat([one.detach() for one in made]).requires_grad_()
         found = loss(known_BF)
         if not math.isfinite(found.item()):
@@ -77,8 +79,10 @@ def planned(
     features: made by a student of images (N, 3, H, W) on the processor. size: height and width of its images. batch:
     images of a batch, which stay together where batch normalisation looks at all of them. most: bytes of the process,
     of which what comes and goes beside the kept passes takes about as much as one of them. On a GPU, a share of what is
-    free. At least one part's is kept, which is in memory once anyway.
+    free instead. At least one part's is kept, which is in memory once anyway.
     """
+    memory.give_back()
+    used = memory.in_use("VmRSS")
     norms = tuple(one for one in student.modules() if isinstance(one, _BatchNorm) and one.training)
     part = batch if norms else min(PART, batch)
     held = held_by(student, features, torch.zeros(part, 3, *size))
@@ -88,8 +92,7 @@ def planned(
     if device.type == "cuda":
         room = GPU_SHARE * torch.cuda.mem_get_info(device)[0]
     else:
-        memory.give_back()
-        room = most - memory.in_use("VmRSS") - held
+        room = most - used - held
     return GradientCache(part=part, keeps=max(1, int(room / max(1, held))), norms=norms)
 
 
@@ -101,6 +104,12 @@ def held_by(student: Student, features: Callable[[Student, Tensor], Tensor], ima
         with _holding(probed) as held:
             features(probed, images_NCHW.contiguous(memory_format=torch.channels_last))
     return sum(held.values())
+
+
+def _forgetting() -> AbstractContextManager[None]:
+    """Nothing is held for a gradient of what is computed inside, yet all is computed as it is for one: without, torch
+    takes other ways here and there, as for attention with a bias that is learned, to other last bits."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
 
 
 @contextmanager

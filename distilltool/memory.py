@@ -9,6 +9,7 @@ from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 LARGEST = 32 << 20  # bytes that glibc's own rule lets stay at most
+KEPT = 1 << 30  # bytes that may stay meanwhile
 
 
 def in_use(field: str) -> int:
@@ -44,9 +45,12 @@ def give_back() -> None:
 def freed_kept() -> Iterator[None]:
     """Large arrays that are freed meanwhile stay for the next ones, where the C library is glibc's: a network in
     training frees and takes the same ones in every step, and of fresh memory the system clears each page. At the end
-    all is given back, and what is freed from then on is where glibc's own rule ends up (mallopt(3))."""
-    tune = getattr(ctypes.CDLL(None), "mallopt", lambda which, size: None)
-    tune(MMAP_THRESHOLD, 1 << 30)
+    all is given back, and what is freed from then on is where glibc's own rule ends up (mallopt(3)). A glibc that does
+    not let arrays this large stay lets them up to where its rule ends."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", lambda which, size: 0)
+    if not (tune(MMAP_THRESHOLD, KEPT) or tune(MMAP_THRESHOLD, LARGEST)):
+        yield  # the other threshold alone would end glibc's own rule too soon
+        return
     tune(TRIM_THRESHOLD, (1 << 31) - 1)
     try:
         yield

@@ -109,7 +109,7 @@ class Schedule:
     lists, no more than there are images for; warmup: share of the steps of a run, then a cosine to zero; evaluations:
     how often fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of
     the steps; memory: GB that the process may hold, first passes and all, where steps of several batches would make
-    them twice for want of room (`distilltool.gradcache`)."""
+    them twice for want of room; no weight depends on it, and a GPU's is not asked for (`distilltool.gradcache`)."""
 
     epochs: int = 60
     batch: int = 64

@@ -360,10 +360,16 @@ class _Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
         if self.cache is None:
-            most = 1e9 * self.recipe.schedule.memory
+            most = 1e9 * self.recipe.schedule.memory - self._to_come()
             self.cache = gradcache.planned(self.student, self._made_by, self.data.size, self.batch, most)
         pixels = [one.pixels for one in several]
         return self.cache.backward(self._features, pixels, lambda known_BF: self._loss(known_BF, shown, seed))
+
+    def _to_come(self) -> int:
+        """Bytes of gradients and the optimiser's two moments that the first step is to make."""
+        every = list(self.student.parameters())
+        gradients = sum(one.nbytes for one in every if one.grad is None)
+        return gradients + 2 * sum(one.nbytes for one in every if one not in self.optimiser.state)
 
     def _features(self, pixels_NCHW: Tensor, part: int) -> Tensor:
         """Of a part of the step, whose number seeds what a network leaves to chance, as stochastic depth is."""
@@ -413,9 +419,10 @@ class _Trainer:
         return torch.stack(losses).mean()
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches made by one thread a few steps ahead."""
+        """Batches made by one thread a few steps ahead; by one processor, where the network needs the others."""
         numbers = iter(range(self.state.step * self.parts, 1 << 40))
-        return images.ahead(numbers, self._batch, threads=1, depth=3, begin=single_threaded)
+        begin = {"begin": single_threaded} if self.device.type == "cpu" else {}
+        return images.ahead(numbers, self._batch, threads=1, depth=3, **begin)
 
     def _batch(self, number: int) -> Batch:
         """A batch of a step, of images that were asked about or of the others; each kind in an order of its own."""

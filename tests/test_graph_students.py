@@ -46,8 +46,7 @@ def distilled(work: Path, out: Path, spec: str, teacher: str = "teacher.onnx", *
         student=spec,
         preprocess=flags,
         store=work / "ledger.sqlite",
-        changes=QUICK,
-        **more,
+        **{"changes": QUICK, **more},
     )
 
 
@@ -124,12 +123,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(work: Path, tmp_pa
     first = interrupted([*words, str(tmp_path / "stopped")], "distilltool.train", "_Trainer", "_step", call=3)
     assert first.returncode == 130, first.stderr
     assert not (tmp_path / "stopped/run.json").exists()
-    distilled(work, tmp_path / "stopped", spec, input_size=16)
+    distilled(work, tmp_path / "stopped", spec, input_size=16, changes=[*QUICK, "schedule.memory=0.1"])
     one, other = (read_weights(tmp_path / name / "student.safetensors") for name in ("straight", "stopped"))
     assert all(np.array_equal(one[name].numpy(), other[name].numpy()) for name in one) and one.keys() == other.keys()
     assert len(stepped(tmp_path / "stopped")) > 3 and stepped(tmp_path / "stopped") == stepped(tmp_path / "straight")
     again = distilled(work, tmp_path / "stopped", spec, input_size=16)
     assert again.steps == read_json(tmp_path / "stopped/run.json")["report"]["steps"]
+
+
+@pytest.mark.parametrize(("batches", "said"), [(1, True), (2, False)])
+def test_memory_where_nothing_is_kept_is_said(
+    work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, batches: int, said: bool
+) -> None:
+    changes = ["schedule.epochs=1", "schedule.batch=4", f"schedule.batches_finetune={batches}", "schedule.memory=2"]
+    distilled(work, tmp_path / "run", "teacher", input_size=16, changes=changes)
+    assert any("nothing reads --set schedule.memory" in one for one in caplog.messages) == said
 
 
 def test_another_spec_is_another_run(work: Path, tmp_path: Path) -> None:

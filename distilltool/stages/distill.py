@@ -47,7 +47,7 @@ from distilltool.scores import Scores, as_fidelity, averaged, fidelity_scores, g
 from distilltool.student import FORM, Student, StudentCard, TorchEmbedder, embed, own_space_id, to_pixels
 from distilltool.students import Backbone, Start
 from distilltool.tracking import RunLog
-from distilltool.train import Data, Outcome
+from distilltool.train import Data, Outcome, batching
 from distilltool.trial import Choice, Trial
 from distilltool.weights import load_weights, read_weights, save_weights
 
@@ -166,7 +166,8 @@ def distill(
             )
         _say_start(backbone.start, choice.spec, start.fetch, progress)
     del trial  # and the images it looked at
-    _say_unread(changes, backbone.start, choice, progress)
+    batches = batching(recipe, int((~held).sum()), backbone.start != "scratch")[1]
+    _say_unread(changes, backbone.start, choice, batches, progress)
     backbone = choice.of(backbone)
     size = imported.scaled(teacher.preprocess.size, recipe.student.input)
     data = _gather(answered, held, teacher.preprocess, size, choice.keep, recipe.augment.crop, run, progress)
@@ -341,8 +342,8 @@ def _settled(run: RunDir, choose: Callable[[], Choice]) -> Choice:
     return Choice(**read_json(run.choice))
 
 
-def _say_unread(changes: Sequence[str], start: str, choice: Choice, progress: Progress) -> None:
-    """Name the keys that were set and make no difference to this student."""
+def _say_unread(changes: Sequence[str], start: str, choice: Choice, batches: int, progress: Progress) -> None:
+    """Name the keys that were set and make no difference to this student. batches: of a step."""
     pretrained = start != "scratch"
     if keys := unread(changes, pretrained):
         which = "starts from pretrained weights" if pretrained else "starts from nothing"
@@ -351,6 +352,8 @@ def _say_unread(changes: Sequence[str], start: str, choice: Choice, progress: Pr
     elif not choice.reference and any(change.startswith("reference.") for change in changes):
         why = "the student's network is the teacher, or ranks these no better on larger images"
         progress.warn(f"nothing reads --set reference: {why}")
+    elif batches == 1 and any(change.startswith("schedule.memory") for change in changes):
+        progress.warn("nothing reads --set schedule.memory: a step is one batch, looked at once")
 
 
 def _with_reference(
