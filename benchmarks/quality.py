@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from setting import Labelled, add_row, ask, mean, percent, rows_in
+from setting import UNTRAINED, Labelled, add_row, ask, mean, percent, rows_in
 
 import distilltool
 from distilltool import images, ridge, students
@@ -45,7 +45,6 @@ from distilltool.teacher import TeacherOptions, open_teacher
 
 BATCH = 64
 HELD = 0.11  # share of the images held out, about
-UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
 TEACHER = "--space teacher"
 OTHERS = "--others"
 ANCHOR = "anchor_finetune=5"

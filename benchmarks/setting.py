@@ -23,6 +23,7 @@ from distilltool.teacher import TeacherOptions, open_teacher
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # two-sided
 KEPT = ("map", "recall@1")
+UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")  # all that is chosen before training, and no more
 
 
 @dataclass(frozen=True, kw_only=True)

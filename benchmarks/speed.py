@@ -4,7 +4,7 @@
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
 optimiser. Where a step takes several batches, all is done in smaller parts and those whose first pass the loop does not
-keep, for the sake of memory, have a further one without gradient; `plain` is the same images without that. `script` are
+keep, for the sake of memory, have a further one; `plain` is the same images without that. `script` are
 the plain passes in a process of their own with memory as torch takes it by itself, `list` there all images of a step
 in one tensor. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all
 take turns, so that a drifting machine meets them alike; no fidelity is looked at in between. The images are random:
@@ -82,16 +82,8 @@ def bare(student: Student, args: argparse.Namespace, trainer: _Trainer, *, plain
         if plain or trainer.cache is None:
             for _ in range(trainer.parts):
                 student(pixels).sum().backward()
-            return
-        parts = [*torch.split(pixels, trainer.cache.part)] * trainer.parts
-        kept = min(trainer.cache.keeps, len(parts))
-        with torch.no_grad():
-            for part in parts[kept:]:
-                student(part)
-        for one in [student(part) for part in parts[:kept]]:
-            one.sum().backward()
-        for part in parts[kept:]:
-            student(part).sum().backward()
+        else:
+            trainer.cache.backward(lambda part, number: student(part), [pixels] * trainer.parts, torch.sum)
 
     return step
 

@@ -19,9 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from setting import add_row, mean, percent, rows_in
-
-UNTRAINED = ("optimiser.lr_finetune=1e-8", "schedule.epochs=1")
+from setting import UNTRAINED, add_row, mean, percent, rows_in
 
 
 def called(command: list[str]) -> dict[str, Any]:

@@ -206,6 +206,11 @@ def each(pixels_NHWC: NDArray[np.uint8], rows: Iterable[int]) -> Iterator[NDArra
         let_go(pixels_NHWC)
 
 
+def taken(pixels_NHWC: NDArray[np.uint8], rows: Iterable[int]) -> NDArray[np.uint8]:
+    """Images of these rows in memory of their own, whatever they are kept in."""
+    return np.stack([image.copy() for image in each(pixels_NHWC, rows)])
+
+
 def let_go(pixels_NHWC: NDArray[np.uint8]) -> None:
     """Take what was read of a mapped file out of the process's memory; the system's cache keeps it while there is
     room. Nothing where the images are in memory, or where the system has no such call."""

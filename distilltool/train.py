@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from distilltool import gradcache, images, memory, metrics
 from distilltool.aim import Aim
-from distilltool.augment import Batch, Shown, each, embed_plain, make_batch, single_threaded, together
+from distilltool.augment import Batch, Shown, embed_plain, make_batch, single_threaded, taken, together
 from distilltool.checkpoint import Parts, State, load_checkpoint, save_checkpoint
 from distilltool.embedder import unit
 from distilltool.errors import DistillError, Interrupted
@@ -501,8 +501,7 @@ class _Trainer:
         """Overlap of the nearest with the teacher's among some images that are trained on."""
         rows = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))[:SEEN]
         rows = np.sort(rows)
-        pixels = np.stack([image.copy() for image in each(self.data.pixels, rows)])
-        vectors = embed_plain(student, pixels, self.data.size, self.data.keep)
+        vectors = embed_plain(student, taken(self.data.pixels, rows), self.data.size, self.data.keep)
         task = metrics.Task.among(np.arange(len(rows), dtype=np.int64))
         return float(metrics.overlap(task, self.data.targets[rows], vectors, metrics.reach(len(rows))).mean())
 

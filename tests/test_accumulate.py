@@ -140,6 +140,16 @@ def convolutional(*, normed: bool = False) -> Student:
 HELD = SIDE * SIDE * 4 * (3 + 2 * 16)  # an image's: the pixels, what is normalised, and what the second layer reads
 
 
+def holds() -> bool:
+    """Whether what is computed here is held for a gradient."""
+    made = torch.ones(1, requires_grad=True).exp()
+    try:
+        made.backward()  # type: ignore[no-untyped-call]
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("keeps", [1, 2, 3])
 def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, keeps: int) -> None:
     """The gradient is that of one batch, however many are kept, and to the last bit the same for any number."""
@@ -148,10 +158,10 @@ def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, 
         trainer(tmp_path / name, COUNT // n, n, network=Folded) for name, n in (("a", 1), ("b", 3), ("c", 3))
     )
     three.cache, all_twice.cache = GradientCache(part=8, keeps=keeps), GradientCache(part=8, keeps=0)
-    features, passes = three._features, list[Tensor]()
+    features, passes = three._features, list[tuple[bool, Tensor]]()
 
     def counted(pixels_NCHW: Tensor, part: int) -> Tensor:
-        passes.append(pixels_NCHW)
+        passes.append((holds(), pixels_NCHW))
         return features(pixels_NCHW, part)
 
     three._features = counted  # type: ignore[method-assign]
@@ -159,7 +169,8 @@ def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, 
     for ours, theirs in zip(found, gradients(one, [whole]), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, gradients(all_twice, thirds), strict=True))
-    again = passes[3:]
+    assert [held for held, _ in passes] == [False] * (3 - keeps) + [True] * keeps + [True] * (3 - keeps)
+    again = [pixels for _, pixels in passes[3:]]
     assert all(torch.equal(ours, one.pixels) for ours, one in zip(again, reversed(thirds[: 3 - keeps]), strict=True))
 
 

@@ -31,7 +31,7 @@ from distilltool import (
     tracking,
     train,
 )
-from distilltool.augment import embed_plain, embed_view, let_go, plain
+from distilltool.augment import embed_plain, embed_view, let_go, plain, taken
 from distilltool.candidates import Candidate
 from distilltool.choice import Describe
 from distilltool.embedder import Teacher, unit
@@ -587,7 +587,7 @@ def _calibrate(student: Student, pixels: NDArray[np.uint8], size: tuple[int, int
     device = student.factor.device
     rows = np.random.default_rng((seed, 6)).permutation(len(pixels))[: CALIBRATION * 32]
     for at in range(0, len(rows) - len(rows) % 2, 32):
-        student(to_pixels(plain(pixels[np.sort(rows[at : at + 32])], size, keep)).to(device))
+        student(to_pixels(plain(taken(pixels, np.sort(rows[at : at + 32])), size, keep)).to(device))
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
 
