@@ -3,8 +3,8 @@
     python benchmarks/speed.py onnx:mobilenetv2_fp32.onnx --preprocess imagenet --steps 1 --blocks 12 --json SPEED.json
 
 The bare step is the network's forward pass on a tensor in memory, a sum, and the backward pass: no images, no loss, no
-optimiser. Where a step takes several batches, all is done in smaller parts and those whose first pass the loop does not
-keep, for the sake of memory, have a further one; `plain` is the same images without that. `script` are
+optimiser. Where a step takes several batches, all is done in smaller parts, and what first passes make for the gradient
+and the loop does not keep, for the sake of memory, is made again; `plain` is the same images without that. `script` are
 the plain passes in a process of their own with memory as torch takes it by itself, `list` there all images of a step
 in one tensor. The loop crops, colours, mixes, compares, steps and averages, with its thread for batches. Blocks of all
 take turns, so that a drifting machine meets them alike; no fidelity is looked at in between. The images are random:
@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         batches = trainer._batches()
         script = Script(args, args.batch * trainer.parts)
         steps = {
-            "loop": lambda: trainer._step(batches),  # first, as it finds out how many parts are kept
+            "loop": lambda: trainer._step(batches),  # first, as it finds out how much is kept
             "bare": bare(student, args, trainer, plain=False),
             "plain": bare(student, args, trainer, plain=True),
             "script": lambda: script.step(args.batch),
@@ -156,7 +156,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "memory": trainer.recipe.schedule.memory,
         "batches": trainer.parts,
         "part": trainer.cache.part if trainer.cache else args.batch,
-        "passes kept": trainer.cache.keeps if trainer.cache else 1,
+        "kept": round(trainer.cache.kept, 3) if trainer.cache else 1,
         **{f"{name} seconds": round(float(np.median(times)), 4) for name, times in seconds.items()},
         **{
             f"loop steps per {which} step": {name: round(getattr(one, name), 3) for name in ("value", "low", "high")}

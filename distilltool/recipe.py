@@ -108,8 +108,8 @@ class Schedule:
     them; batch: images at once; batches_finetune: batches that one step of a pretrained student is made of, and its
     lists, no more than there are images for; warmup: share of the steps of a run, then a cosine to zero; evaluations:
     how often fidelity is looked at; patience: evaluations without improvement before stopping, in the second half of
-    the steps; memory: GB that the process may hold, first passes and all, where steps of several batches would make
-    them twice for want of room; no weight depends on it, and a GPU's is not asked for (`distilltool.gradcache`)."""
+    the steps; memory: GB that the process may hold, where steps of several batches make what their first passes held
+    again for want of room; no weight depends on it, and a GPU's is not asked for (`distilltool.gradcache`)."""
 
     epochs: int = 60
     batch: int = 64

@@ -361,7 +361,7 @@ class _Trainer:
             return loss.item()
         if self.cache is None:
             most = 1e9 * self.recipe.schedule.memory - self._to_come()
-            self.cache = gradcache.planned(self.student, self._made_by, self.data.size, self.batch, most)
+            self.cache = gradcache.planned(self.student, self._made_by, self.data.size, self.batch, len(several), most)
         pixels = [one.pixels for one in several]
         return self.cache.backward(self._features, pixels, lambda known_BF: self._loss(known_BF, shown, seed))
 

@@ -1,6 +1,7 @@
 """Steps of several batches: the same as one of all their images, lists and mixes among them."""
 
 import copy
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -138,40 +139,57 @@ def convolutional(*, normed: bool = False) -> Student:
 
 
 HELD = SIDE * SIDE * 4 * (3 + 2 * 16)  # an image's: the pixels, what is normalised, and what the second layer reads
+ALL = 1000  # tensors that a pass makes for the gradient, and more
 
 
-def holds() -> bool:
-    """Whether what is computed here is held for a gradient."""
-    made = torch.ones(1, requires_grad=True).exp()
-    try:
-        made.backward()  # type: ignore[no-untyped-call]
-    except TypeError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("keeps", [1, 2, 3])
-def test_first_passes_that_there_is_room_for_are_not_made_again(tmp_path: Path, keeps: int) -> None:
-    """The gradient is that of one batch, however many are kept, and to the last bit the same for any number."""
+@pytest.mark.parametrize("forgets", [(ALL, ALL, 0), (ALL, 0, 0), (0, 0, 0), (2, 1, 0), (0, 3, 1), (ALL, 4, 2)])
+def test_what_is_forgotten_of_first_passes_is_made_again(tmp_path: Path, forgets: tuple[int, ...]) -> None:
+    """The gradient is that of one batch, however much is kept, and to the last bit the same for anything that is; only
+    what is forgotten is made again, no further than it reaches."""
     whole, thirds = in_thirds()
     one, three, all_twice = (
         trainer(tmp_path / name, COUNT // n, n, network=Folded) for name, n in (("a", 1), ("b", 3), ("c", 3))
     )
-    three.cache, all_twice.cache = GradientCache(part=8, keeps=keeps), GradientCache(part=8, keeps=0)
-    features, passes = three._features, list[tuple[bool, Tensor]]()
+    three.cache, all_twice.cache = (GradientCache(part=8, forgets=which) for which in (forgets, (ALL,) * 3))
+    features, begun, ended = three._features, list[tuple[int, Tensor]](), list[int]()
 
     def counted(pixels_NCHW: Tensor, part: int) -> Tensor:
-        passes.append((holds(), pixels_NCHW))
-        return features(pixels_NCHW, part)
+        begun.append((part, pixels_NCHW))
+        made = features(pixels_NCHW, part)
+        ended.append(part)
+        return made
 
     three._features = counted  # type: ignore[method-assign]
     found = gradients(three, thirds)
     for ours, theirs in zip(found, gradients(one, [whole]), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-4
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, gradients(all_twice, thirds), strict=True))
-    assert [held for held, _ in passes] == [False] * (3 - keeps) + [True] * keeps + [True] * (3 - keeps)
-    again = [pixels for _, pixels in passes[3:]]
-    assert all(torch.equal(ours, one.pixels) for ours, one in zip(again, reversed(thirds[: 3 - keeps]), strict=True))
+    assert [part for part, _ in begun] == [0, 1, 2, *(part for part in (2, 1, 0) if forgets[part])]
+    assert all(torch.equal(pixels, thirds[part].pixels) for part, pixels in begun)
+    assert ended == [0, 1, 2]
+
+
+@pytest.mark.parametrize("forgets", [(1, 2, 3), (ALL, 4, 1), (5, ALL, ALL)])
+def test_no_more_is_held_than_is_kept(forgets: tuple[int, ...]) -> None:
+    """What lies in memory when the loss is known is what was planned; nothing is left when the gradient is."""
+    student = convolutional()
+    pixels = torch.rand(24, 3, SIDE, SIDE)
+    planned = gradcache.held_by(student, made_by, pixels[:8])
+    planned += [0] * ALL
+
+    def alive() -> int:
+        every = (one.untyped_storage() for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter))
+        return sum({one.data_ptr(): one.nbytes() for one in every}.values())
+
+    def loss(known_BF: Tensor) -> Tensor:
+        held.append(alive() - before - 2 * known_BF.nbytes)
+        return known_BF.square().sum()
+
+    before, held = alive(), list[int]()
+    GradientCache(part=8, forgets=forgets).backward(lambda part, number: student.features(part), [pixels], loss)
+    assert held == [sum(planned[count] for count in forgets)]
+    gradient = sum(one.grad.nbytes for one in student.parameters() if one.grad is not None)
+    assert alive() - before == gradient > 0
 
 
 class Attending(nn.Module):
@@ -199,26 +217,29 @@ def test_kept_or_not_attention_is_the_same(tmp_path: Path) -> None:
         differs = one._features(pixels, 0)
     assert not torch.equal(one._features(pixels, 0), differs)  # or this shows nothing
     found = list[list[Tensor]]()
-    for keeps in (0, 1, 3):
-        one = trainer(tmp_path / str(keeps), 8, 3, network=Attending)
-        one.cache = GradientCache(part=8, keeps=keeps)
+    for forgets in ((ALL, ALL, ALL), (ALL, 3, 0), (0, 0, 0)):
+        one = trainer(tmp_path / str(forgets), 8, 3, network=Attending)
+        one.cache = GradientCache(part=8, forgets=forgets)
         found.append(gradients(one, thirds))
     for every in zip(*found, strict=True):
         assert all(torch.equal(ours, every[0]) for ours in every) and every[0].abs().max() > 1e-5
 
 
-def test_as_many_are_kept_as_the_recipe_has_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_much_is_kept_as_the_recipe_has_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the first step is to make is counted, and one more pass; in a step that goes on it is there already."""
     _, thirds = in_thirds()
-    for spare, keeps in ((1.9, 1), (2.1, 2), (3.1, 3)):
-        one = trainer(tmp_path / str(keeps), 8, 3, network=Folded, changes=["schedule.memory=3"])
+    for spare, whole in ((1.1, 1), (1.8, 1), (2.1, 2), (3.1, 3)):
+        one = trainer(tmp_path / str(spare), 8, 3, network=Folded, changes=["schedule.memory=3"])
         held = gradcache.held_by(one.student, one._made_by, torch.zeros(8, 3, SIDE, SIDE))
         weights = sum(4 * parameter.numel() for parameter in one.student.parameters())
-        assert one._to_come() == 3 * weights > 0.15 * held
-        used = 3e9 - (1 + spare) * held - one._to_come()
+        assert one._to_come() == 3 * weights > 0.15 * held[0]
+        used = 3e9 - (1 + spare) * held[0] - one._to_come()
         monkeypatch.setattr(memory, "in_use", lambda field, used=used: used)
         gradients(one, thirds)
-        assert one.cache is not None and one.cache.keeps == keeps
+        assert one.cache is not None and one.cache.forgets.count(0) == whole
+        every = [held[count] for count in one.cache.forgets]
+        assert sum(every) <= max(spare, 1) * held[0] and one.cache.kept == pytest.approx(sum(every) / (3 * held[0]))
+        assert sum(every) > (spare - 1) * held[0]  # nothing between is left out
         assert one._to_come() == 0
 
 
@@ -226,10 +247,10 @@ def test_batch_normalisation_counts_every_image_once(tmp_path: Path) -> None:
     """Its averages, too, are the same however many passes are kept."""
     _, thirds = in_thirds()
     found = list[dict[str, Tensor]]()
-    for keeps in (0, 1, 2, 3):
-        one = trainer(tmp_path / str(keeps), 8, 3, network=partial(Folded, normed=True))
+    for forgets in ((ALL, ALL, ALL), (ALL, 5, 2), (ALL, ALL, 0), (0, 0, 0)):
+        one = trainer(tmp_path / str(forgets), 8, 3, network=partial(Folded, normed=True))
         one.student.train()
-        one.cache = replace(gradcache.planned(one.student, one._made_by, (SIDE, SIDE), 8, 0), keeps=keeps)
+        one.cache = replace(gradcache.planned(one.student, one._made_by, (SIDE, SIDE), 8, 3, 0), forgets=forgets)
         gradients(one, thirds)
         found.append(one.student.state_dict())
     assert found[0]["backbone.layers.1.num_batches_tracked"] == 3
@@ -243,11 +264,11 @@ def test_chance_is_the_same_again(tmp_path: Path) -> None:
     every step it is something else."""
     _, thirds = in_thirds()
     found = list[list[list[Tensor]]]()
-    for keeps in (0, 3):
-        one = trainer(tmp_path / str(keeps), 8, 3, network=partial(Folded, dropped=0.5))
+    for forgets in ((ALL, 4, 3), (0, 0, 0)):
+        one = trainer(tmp_path / str(forgets), 8, 3, network=partial(Folded, dropped=0.5))
         one.student.train()
-        one.cache = GradientCache(part=8, keeps=keeps)
-        torch.manual_seed(keeps)
+        one.cache = GradientCache(part=8, forgets=forgets)
+        torch.manual_seed(forgets[1])
         found.append([gradients(one, thirds), gradients(one, thirds)])
         same = thirds[0].pixels
         first, other, again = (one._features(same, part) for part in (0, 1, 0))
@@ -268,8 +289,10 @@ def test_what_a_pass_holds_is_measured() -> None:
     student.backbone = nn.Sequential(student.backbone, nn.Dropout(0.5))
     before, drawn_before = copy.deepcopy(student.state_dict()), torch.get_rng_state()
     held = [gradcache.held_by(student, made_by, torch.zeros(count, 3, SIDE, SIDE)) for count in (4, 8)]
-    per_image = (held[1] - held[0]) / 4
+    per_image = (held[1][0] - held[0][0]) / 4
     assert per_image == pytest.approx(HELD, rel=0.01)
+    assert held[0][-1] == 0 and sorted(held[0], reverse=True) == held[0]
+    assert len(held[0]) == len(held[1]) > 4
     assert torch.equal(torch.get_rng_state(), drawn_before)
     assert all(torch.equal(one, before[name]) for name, one in student.state_dict().items())
 
@@ -281,15 +304,21 @@ def test_what_a_pass_holds_is_measured() -> None:
 def test_parts_are_as_large_as_is_fast(
     monkeypatch: pytest.MonkeyPatch, normed: bool, batch: int, size: int, part: int
 ) -> None:
-    """Larger where passes hold little; whole batches where normalisation looks at them; as many passes as there is
-    room for, one at least."""
+    """Larger where passes hold little; whole batches where normalisation looks at them; of as many passes as there is
+    room for, the last one always; what others are to forget is shared."""
     student = convolutional(normed=normed)
-    held = gradcache.held_by(student, made_by, torch.zeros(part, 3, size, size))
+    left = gradcache.held_by(student, made_by, torch.zeros(part, 3, size, size))
     monkeypatch.setattr(gradcache, "PASS", 64 * SIDE * SIDE * 4 * 80)
-    for room, keeps in ((3.5 * held, 2), (2.5 * held, 1), (-held, 1)):  # one more comes and goes
-        monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room)
-        found = gradcache.planned(student, made_by, (size, size), batch, 5e9)
-        assert (found.part, found.keeps, bool(found.norms)) == (part, keeps, normed)
+    others = 3 * batch // part - 1
+    for room in (2.01 + others, 1.9 + others, 2.0 + others / 2, 1.5, -1.0):  # one more comes and goes
+        monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room * left[0])
+        found = gradcache.planned(student, made_by, (size, size), batch, 3, 5e9)
+        kept = [left[count] for count in found.forgets]
+        assert (found.part, len(kept), bool(found.norms)) == (part, others + 1, normed)
+        assert kept[-1] == left[0] and sum(kept[:-1]) <= max(0, room - 2) * left[0]
+        assert (sum(kept[:-1]) == others * left[0]) == (room == 2.01 + others)
+        spare, last = (room - 2) * left[0] - sum(kept[:-1]), found.forgets[-2]
+        assert last == 0 or left[last - 1] - left[last] > spare  # no other tensor of this one could be kept
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
