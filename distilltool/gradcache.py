@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distilltool import memory
 from distilltool.student import Student
 
-PART = 32  # images of a part at least
+PART = 32  # images of a part at least, where there is room
+LEAST = 8  # otherwise; still smaller ones are slow
 PASS = 2.5e8  # bytes that a larger part may hold: up to here larger ones are faster, or as fast
 GPU_SHARE = 0.5  # of a GPU's free memory that kept passes may take
 
@@ -149,8 +150,8 @@ def planned(
     features: made by a student of images (N, 3, H, W) on the processor. size: height and width of its images. batch:
     images of a batch, of so many batches, which stay together where batch normalisation looks at all of them. most:
     bytes of the process, of which what comes and goes beside the kept passes takes about as much as one of them. On a
-    GPU, a share of what is free instead. The last part's pass is always kept, as it is in memory once anyway; the
-    others share what is left of the room.
+    GPU, a share of what is free instead. The last part's pass is always kept, as it is in memory once anyway; parts are
+    smaller where there is no room for that, and the others share what is left.
     """
     memory.give_back()
     used = memory.in_use("VmRSS")
@@ -161,9 +162,12 @@ def planned(
         part, left = 2 * part, [2 * one for one in left]
     device = student.factor.device
     if device.type == "cuda":
-        room = GPU_SHARE * torch.cuda.mem_get_info(device)[0] - left[0]
+        free, taken = GPU_SHARE * torch.cuda.mem_get_info(device)[0], 1
     else:
-        room = most - used - 2 * left[0]
+        free, taken = most - used, 2  # the last pass, and what comes and goes
+    while not norms and part >= 2 * LEAST and taken * left[0] > free:
+        part, left = part // 2, [one // 2 for one in left]
+    room = free - taken * left[0]
     forgets, kept = list[int](), left[0]
     others = batches * -(-batch // part) - 1
     for number in range(others):

@@ -304,21 +304,26 @@ def test_what_a_pass_holds_is_measured() -> None:
 def test_parts_are_as_large_as_is_fast(
     monkeypatch: pytest.MonkeyPatch, normed: bool, batch: int, size: int, part: int
 ) -> None:
-    """Larger where passes hold little; whole batches where normalisation looks at them; of as many passes as there is
-    room for, the last one always; what others are to forget is shared."""
+    """Larger where passes hold little, smaller where there is no room for one; whole batches where normalisation looks
+    at them. The last pass is always kept, what others are to forget is shared."""
     student = convolutional(normed=normed)
     left = gradcache.held_by(student, made_by, torch.zeros(part, 3, size, size))
     monkeypatch.setattr(gradcache, "PASS", 64 * SIDE * SIDE * 4 * 80)
     others = 3 * batch // part - 1
-    for room in (2.01 + others, 1.9 + others, 2.0 + others / 2, 1.5, -1.0):  # one more comes and goes
+    for room in (2.01 + others, 1.9 + others, 2.0 + others / 2, 2.01):  # one more comes and goes
         monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room * left[0])
         found = gradcache.planned(student, made_by, (size, size), batch, 3, 5e9)
         kept = [left[count] for count in found.forgets]
         assert (found.part, len(kept), bool(found.norms)) == (part, others + 1, normed)
-        assert kept[-1] == left[0] and sum(kept[:-1]) <= max(0, room - 2) * left[0]
+        assert kept[-1] == left[0] and sum(kept[:-1]) <= (room - 2) * left[0]
         assert (sum(kept[:-1]) == others * left[0]) == (room == 2.01 + others)
         spare, last = (room - 2) * left[0] - sum(kept[:-1]), found.forgets[-2]
         assert last == 0 or left[last - 1] - left[last] > spare  # no other tensor of this one could be kept
+    for room, smaller in ((1.9, 2), (0.9, 4), (-1.0, 100)):
+        monkeypatch.setattr(memory, "in_use", lambda field, room=room: 5e9 - room * left[0])
+        found = gradcache.planned(student, made_by, (size, size), batch, 3, 5e9)
+        assert found.part == (part if normed else max(8, part // smaller))
+        assert len(found.forgets) == 3 * batch // found.part and found.forgets[-1] == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
