@@ -117,7 +117,7 @@ class Schedule:
     warmup: float = 0.05
     evaluations: int = 20
     patience: int = 8
-    memory: float = 1.9
+    memory: float = 1.85
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ from distilltool.student import Student, cut, embed
 from distilltool.tracking import RunLog
 from distilltool.weights import mixed, put, read_weights, save_weights, weights_of
 
+AHEAD = 3  # batches that are made while a step goes on
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
@@ -360,7 +361,7 @@ class _Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
         if self.cache is None:
-            most = 1e9 * self.recipe.schedule.memory - self._to_come()
+            most = 1e9 * self.recipe.schedule.memory - self._to_come() - AHEAD * several[0].pixels.nbytes
             self.cache = gradcache.planned(self.student, self._made_by, self.data.size, self.batch, len(several), most)
         pixels = [one.pixels for one in several]
         return self.cache.backward(self._features, pixels, lambda known_BF: self._loss(known_BF, shown, seed))
@@ -419,10 +420,10 @@ class _Trainer:
         return torch.stack(losses).mean()
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches made by one thread a few steps ahead; by one processor, where the network needs the others."""
+        """Batches made by one thread a few ahead; by one processor, where the network needs the others."""
         numbers = iter(range(self.state.step * self.parts, 1 << 40))
         begin = {"begin": single_threaded} if self.device.type == "cpu" else {}
-        return images.ahead(numbers, self._batch, threads=1, depth=3, **begin)
+        return images.ahead(numbers, self._batch, threads=1, depth=AHEAD, **begin)
 
     def _batch(self, number: int) -> Batch:
         """A batch of a step, of images that were asked about or of the others; each kind in an order of its own."""

@@ -27,7 +27,7 @@ from distilltool.rundir import RunDir
 from distilltool.student import Student
 from distilltool.students import Backbone
 from distilltool.tracking import RunLog
-from distilltool.train import Data, Unanswered, _Trainer
+from distilltool.train import AHEAD, Data, Unanswered, _Trainer
 
 SIDE, COUNT, DIM = 12, 24, 6
 
@@ -226,14 +226,15 @@ def test_kept_or_not_attention_is_the_same(tmp_path: Path) -> None:
 
 
 def test_as_much_is_kept_as_the_recipe_has_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the first step is to make is counted, and one more pass; in a step that goes on it is there already."""
+    """What the first step is to make is counted, batches ahead, and one more pass; in a step that goes on the first is
+    there already."""
     _, thirds = in_thirds()
     for spare, whole in ((1.1, 1), (1.8, 1), (2.1, 2), (3.1, 3)):
         one = trainer(tmp_path / str(spare), 8, 3, network=Folded, changes=["schedule.memory=3"])
         held = gradcache.held_by(one.student, one._made_by, torch.zeros(8, 3, SIDE, SIDE))
         weights = sum(4 * parameter.numel() for parameter in one.student.parameters())
         assert one._to_come() == 3 * weights > 0.15 * held[0]
-        used = 3e9 - (1 + spare) * held[0] - one._to_come()
+        used = 3e9 - (1 + spare) * held[0] - one._to_come() - AHEAD * thirds[0].pixels.nbytes
         monkeypatch.setattr(memory, "in_use", lambda field, used=used: used)
         gradients(one, thirds)
         assert one.cache is not None and one.cache.forgets.count(0) == whole
