@@ -3,7 +3,9 @@
     python benchmarks/tables.py benchmarks/results/quality.json docs/QUALITY.md
     python benchmarks/tables.py benchmarks/results/quality.json docs/QUALITY.md --check   # exit 1 where they differ
 
-A table stands between `<!-- table SETTING N -->` and `<!-- end -->`; what is there is replaced.
+A table stands between `<!-- table SETTING N -->` and `<!-- end -->`; what is there is replaced. Between
+`<!-- verdicts -->` and `<!-- end -->` stand the cells whose gain over their start is within chance, and what their runs
+said of themselves.
 """
 
 import argparse
@@ -17,6 +19,13 @@ from setting import mean, rows_in
 
 Row = dict[str, Any]
 PLACE = re.compile(r"(<!-- table (\S+) (\d+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VERDICTS = re.compile(r"(<!-- verdicts -->\n).*?(<!-- end -->)", re.DOTALL)
+SAID = {  # by words of a run's verdict, of which the first that is found counts
+    "training did not improve it": "not improved",
+    "of the ten nearest that is within the noise": "of the ten nearest within the noise, nearer to all similarities",
+    "within the noise": "within the noise",
+    "": "a gain",
+}
 COLUMNS = {
     "mAP": "map",
     "mAP kept": "map kept",
@@ -25,6 +34,7 @@ COLUMNS = {
     "R@1 kept, teacher's gallery": "recall@1 kept, to teacher",
 }
 SHARES = {"map kept", "recall@1 kept", "recall@1 kept, to teacher"}
+GAINED = {"map kept": (100, 1), "overlap@10": (1, 3)}
 START = "untrained"
 UNASKED = "plain"  # the network as it is: nothing was asked for it
 IN_SPACE = {"csd", "regression", "rop", "best-teacher"}  # whose vectors live in the teacher's space
@@ -60,6 +70,38 @@ def row_of(cells: dict[tuple[str, int], dict[int, Row]], cell: tuple[str, int], 
     return [*found, spread(gained["mean"], gained["half"], 1, "+")]
 
 
+def verdicts(rows: list[Row], arm: str = "best") -> list[str]:
+    """Lines of Markdown, one a draw of each cell in which the mean gain in mAP kept or in overlap is within chance."""
+    starts = {(row["setting"], row["queries"], row["seed"]): row["figures"] for row in rows if row["arm"] == START}
+    cells: dict[tuple[str, int, int], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["arm"] == arm and "held-out gain" in row["figures"]:
+            cells[row["setting"], row["queries"], row["steps"]][row["seed"]] = row["figures"]
+    head = ["setting", "answers", "gain in mAP kept", "in overlap", "draw", "gain on held-out images", "said"]
+    found = [line(head), line(["---"] * len(head))]
+    for (setting, count, _), seeds in sorted(cells.items()):
+        said = {seed: one for seed, one in sorted(seeds.items()) if (setting, count, seed) in starts}
+        if len(said) < 2:
+            continue
+        gains = {
+            name: mean([one[name] - starts[setting, count, seed][name] for seed, one in said.items()])
+            for name in GAINED
+        }
+        if all(one["mean"] > one["half"] for one in gains.values()):
+            continue
+        share, overlap = (
+            spread(scale * gains[name]["mean"], scale * gains[name]["half"], digits, "+")
+            for name, (scale, digits) in GAINED.items()
+        )
+        for number, (seed, one) in enumerate(said.items()):
+            held = one["held-out gain"]["overlap@10"]
+            within = f"{held['value']:+.3f} ({held['low']:.3f} to {held['high']:.3f})".replace("-", "−")
+            what = next(word for key, word in SAID.items() if key in one["verdict"])
+            cell = [f"`{setting}`", f"{count:,}", share, overlap] if not number else [""] * 4
+            found.append(line([*cell, str(seed), within, what]))
+    return found
+
+
 def median(seeds: dict[int, Row], name: str) -> str:
     return f"{np.median([one[name] for one in seeds.values()]):,.0f}"
 
@@ -84,6 +126,7 @@ def line(cells: list[str]) -> str:
 
 def filled(text: str, rows: list[Row]) -> str:
     """The document with its tables made anew."""
+    text = VERDICTS.sub(lambda found: found[1] + "\n".join(verdicts(rows)) + "\n" + found[2], text)
     return PLACE.sub(
         lambda found: found[1] + "\n".join(table(rows, found[2], int(found[3]))) + "\n" + found[4],
         text,

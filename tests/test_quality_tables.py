@@ -78,3 +78,35 @@ def test_a_document_that_is_behind_is_told(made: tuple[Path, Path]) -> None:
     done = run(raw, document, "--check")
     assert done.returncode == 1 and "does not say" in done.stderr and document.read_text() == before
     assert run(raw, document).returncode == 0 and run(raw, document, "--check").returncode == 0
+
+
+def test_cells_within_chance_stand_with_what_their_runs_said(tmp_path: Path) -> None:
+    """By hand: gains of 1, 2 and 0 points are 1 ± 4.303 · 1 / √3; a cell that gains for certain is left out."""
+    raw, document = tmp_path / "raw.json", tmp_path / "TABLES.md"
+    every = rows("untrained", 0, [0.80, 0.82, 0.84])
+    every += rows("pca-64", 0, [0.1, 0.1, 0.1])
+    for steps, kept, overlap in ((150, [0.81, 0.84, 0.84], 0.51), (300, [0.85, 0.87, 0.89], 0.51)):
+        more = rows("best", steps, kept)
+        for number, said in enumerate(("; training did not improve it: x", "; that is within the noise of it: x", "")):
+            held = {"value": -0.01, "low": -0.02, "high": number / 10}
+            more[number]["figures"] |= {"held-out gain": {"overlap@10": held}, "verdict": f"keeps 1 %{said}"}
+            more[number]["figures"]["overlap@10"] = overlap + number / 1000
+        every += more
+    raw.write_text(json.dumps({"rows": every}))
+    document.write_text("<!-- verdicts -->\n<!-- end -->\n")
+    assert run(raw, document).returncode == 0
+    lines = document.read_text().splitlines()[3:-1]
+    cells = [[cell.strip() for cell in one.strip("|").split("|")] for one in lines]
+    assert cells[0] == [
+        "`here`",
+        "250",
+        "+1.0 ± 2.5",
+        "+0.011 ± 0.002",
+        "0",
+        "−0.010 (−0.020 to 0.000)",
+        "not improved",
+    ]
+    assert [one[-3:] for one in cells[1:]] == [
+        ["1", "−0.010 (−0.020 to 0.100)", "within the noise"],
+        ["2", "−0.010 (−0.020 to 0.200)", "a gain"],
+    ]
