@@ -4,8 +4,8 @@
     python benchmarks/tables.py benchmarks/results/quality.json docs/QUALITY.md --check   # exit 1 where they differ
 
 A table stands between `<!-- table SETTING N -->` and `<!-- end -->`; what is there is replaced. Between
-`<!-- verdicts -->` and `<!-- end -->` stand the cells whose gain over their start is within chance, and what their runs
-said of themselves.
+`<!-- verdicts -->` and `<!-- end -->` stand the cells that do not gain over their start beyond chance, and what their
+runs said of themselves.
 """
 
 import argparse
@@ -71,13 +71,13 @@ def row_of(cells: dict[tuple[str, int], dict[int, Row]], cell: tuple[str, int], 
 
 
 def verdicts(rows: list[Row], arm: str = "best") -> list[str]:
-    """Lines of Markdown, one a draw of each cell in which the mean gain in mAP kept or in overlap is within chance."""
+    """Lines of Markdown, one a draw of each cell in which mAP kept or overlap does not gain beyond chance."""
     starts = {(row["setting"], row["queries"], row["seed"]): row["figures"] for row in rows if row["arm"] == START}
     cells: dict[tuple[str, int, int], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if row["arm"] == arm and "held-out gain" in row["figures"]:
             cells[row["setting"], row["queries"], row["steps"]][row["seed"]] = row["figures"]
-    head = ["setting", "answers", "gain in mAP kept", "in overlap", "draw", "gain on held-out images", "said"]
+    head = ["setting", "answers", "steps", "gain in mAP kept", "in overlap", "draw", "gain on held-out images", "said"]
     found = [line(head), line(["---"] * len(head))]
     for (setting, count, _), seeds in sorted(cells.items()):
         said = {seed: one for seed, one in sorted(seeds.items()) if (setting, count, seed) in starts}
@@ -97,7 +97,7 @@ def verdicts(rows: list[Row], arm: str = "best") -> list[str]:
             held = one["held-out gain"]["overlap@10"]
             within = f"{held['value']:+.3f} ({held['low']:.3f} to {held['high']:.3f})".replace("-", "−")
             what = next(word for key, word in SAID.items() if key in one["verdict"])
-            cell = [f"`{setting}`", f"{count:,}", share, overlap] if not number else [""] * 4
+            cell = [f"`{setting}`", f"{count:,}", median(said, "steps"), share, overlap] if not number else [""] * 5
             found.append(line([*cell, str(seed), within, what]))
     return found
 

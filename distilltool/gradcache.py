@@ -72,7 +72,7 @@ class _Forgotten:
 
 
 class _Enough(Exception):
-    """All that was forgotten is there again."""
+    """All that was forgotten is there again; a network that is compiled may raise it as something else."""
 
 
 class _Pass:
@@ -114,14 +114,16 @@ class _Pass:
 
     def _make_again(self) -> None:
         """The tensors that were forgotten, those that nothing asks for any more left out."""
-        places = iter(self.forgotten)
+        places, through = iter(self.forgotten), False
 
         def put(tensor: Tensor) -> None:
+            nonlocal through
             place, shape = next(places)
             assert tensor.shape == shape, "the pass made again is another"
             if (wanted := place()) is not None:
                 wanted.tensor = tensor.detach()
             if place is self.forgotten[-1][0]:
+                through = True
                 raise _Enough
 
         counted = [(norm, name, known) for norm in self.norms for name, known in norm.named_buffers(recurse=False)]
@@ -130,8 +132,9 @@ class _Pass:
         try:
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(put, lambda nothing: nothing):
                 self.features(self.pixels, self.number)
-        except _Enough:
-            pass
+        except Exception:
+            if not through:
+                raise
         finally:
             for norm, name, known in counted:
                 setattr(norm, name, known)
@@ -151,7 +154,8 @@ def planned(
     images of a batch, of so many batches, which stay together where batch normalisation looks at all of them. most:
     bytes of the process, of which what comes and goes beside the kept passes takes about as much as one of them. On a
     GPU, a share of what is free instead. The last part's pass is always kept, as it is in memory once anyway; parts are
-    smaller where there is no room for that, and the others share what is left.
+    smaller where there is no room for that, and the others share what is left. It goes back first, with torch's own
+    check that no tensor was changed in place meanwhile.
     """
     memory.give_back()
     used = memory.in_use("VmRSS")
@@ -166,7 +170,8 @@ def planned(
     else:
         free, taken = most - used, 2  # the last pass, and what comes and goes
     while not norms and part >= 2 * LEAST and taken * left[0] > free:
-        part, left = part // 2, [one // 2 for one in left]
+        part //= 2
+        left = held_by(student, features, torch.zeros(part, 3, *size))  # not half where weights are held as bfloat16
     room = free - taken * left[0]
     forgets, kept = list[int](), left[0]
     others = batches * -(-batch // part) - 1

@@ -328,6 +328,50 @@ def test_parts_are_as_large_as_is_fast(
         assert len(found.forgets) == 3 * batch // found.part and found.forgets[-1] == 0
 
 
+def test_smaller_parts_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that every pass holds as bfloat16 do not halve with its images."""
+    student = convolutional()
+
+    def halved(student: Student, pixels_NCHW: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return student.features(pixels_NCHW)
+
+    whole, half, quarter = (
+        gradcache.held_by(student, halved, torch.zeros(count, 3, SIDE, SIDE))[0] for count in (32, 16, 8)
+    )
+    assert 2 * half > whole
+    monkeypatch.setattr(gradcache, "PASS", 0)
+    for most, part in ((2 * whole, 32), (2 * half, 16), (2 * half - 1, 8), (2 * quarter, 8)):
+        monkeypatch.setattr(memory, "in_use", lambda field: 0)
+        assert gradcache.planned(student, halved, (SIDE, SIDE), 32, 3, most).part == part
+
+
+def test_a_compiled_network_forgets_and_makes_again(tmp_path: Path) -> None:
+    """TorchScript raises an error of its own where one passes through it."""
+    _, thirds = in_thirds()
+    found = list[list[Tensor]]()
+    for forgets in ((0, 0, 0), (2, 3, 1)):
+        one = trainer(tmp_path / str(forgets), 8, 3, network=lambda: torch.jit.script(Folded()))
+        one.cache = GradientCache(part=8, forgets=forgets)
+        found.append(gradients(one, thirds))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_an_error_in_a_pass_that_is_made_again_is_told() -> None:
+    student, passes = convolutional(), list[int]()
+
+    def failing(pixels_NCHW: Tensor, part: int) -> Tensor:
+        passes.append(part)
+        if len(passes) > 2:
+            raise RuntimeError("out of memory")
+        return student.features(pixels_NCHW)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        GradientCache(part=8, forgets=(2, 2)).backward(failing, [torch.rand(16, 3, SIDE, SIDE)], torch.sum)
+    assert passes == [0, 1, 1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_what_was_freed_is_given_back() -> None:
     """Small pieces, which the C library keeps, with one behind them that is still used."""

@@ -100,6 +100,7 @@ def test_cells_within_chance_stand_with_what_their_runs_said(tmp_path: Path) -> 
     assert cells[0] == [
         "`here`",
         "250",
+        "50",
         "+1.0 ± 2.5",
         "+0.011 ± 0.002",
         "0",
