@@ -1,8 +1,9 @@
-"""Curves of what is kept of the teacher, from the rows of quality.json: by answers, by training, by the student's cost,
-and in the teacher's gallery.
+"""Curves of what is kept of the teacher: by answers, by training, by the student's cost, and in the teacher's gallery.
+
+From the rows of quality.json, and by training also from those of ten_minutes.json: each draw, in two lengths of time.
 
 pip install matplotlib
-python benchmarks/curves.py benchmarks/results/quality.json docs/curves.svg
+python benchmarks/curves.py benchmarks/results/quality.json benchmarks/results/ten_minutes.json docs/curves.svg
 """
 
 import argparse
@@ -25,6 +26,7 @@ MARKS = {"untrained": "s", "best": "o", "best-one-run": "^"}
 NAMES = {"untrained": "untrained", "best": "distilled", "best-one-run": "in a single run"}
 SPACE = "-teacher"  # of recipes whose vectors live in the teacher's space
 FLOPS = {"caltech": 0.10, "caltech-200": 0.25}  # of the teacher's, at 128 and 200 px
+PIXELS = 128  # that the student of `caltech` looks at
 
 
 def curve(
@@ -52,9 +54,21 @@ def curve(
     )
 
 
+def timed(ax: Any, rows: list[Row]) -> None:
+    """What the command keeps of each draw, by the steps it came to within one time and another."""
+    cells = defaultdict(list)
+    for row in rows:
+        if row["input"] == PIXELS:
+            cells[row["seed"]].append((row["distilled"]["steps"], 100 * row["distilled"]["retention"]["map"]["value"]))
+    for number, points in enumerate(cells.values()):
+        label = "each draw, in 10 minutes and an hour" if number == 0 else None
+        ax.plot(*zip(*sorted(points), strict=True), color="#2e7d32", marker="D", markersize=4, linewidth=1, label=label)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path)
+    parser.add_argument("timed", type=Path)
     parser.add_argument("svg", type=Path)
     args = parser.parse_args()
     rows: list[Row] = json.loads(args.json.read_text())["rows"]
@@ -71,6 +85,7 @@ def main() -> None:
         )
     for arm in ("best", "best-one-run"):
         curve(training, [row for row in mine if row["queries"] == 1000], arm, lambda row: row["figures"]["steps"])
+    timed(training, json.loads(args.timed.read_text())["rows"])
     answers.set(ylabel="teacher's mAP kept, %")
     gallery.set(ylabel="R@1 kept in its gallery, %")
     for ax in (answers, gallery):

@@ -135,9 +135,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(work: Path, tmp_pa
 def test_memory_where_nothing_is_kept_is_said(
     work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, batches: int, said: bool
 ) -> None:
+    """Beside other keys that are set in vain."""
     changes = ["schedule.epochs=1", "schedule.batch=4", f"schedule.batches_finetune={batches}", "schedule.memory=2"]
-    distilled(work, tmp_path / "run", "teacher", input_size=16, changes=changes)
+    distilled(work, tmp_path / "run", "teacher", input_size=16, changes=[*changes, "anchor=0"])
     assert any("nothing reads --set schedule.memory" in one for one in caplog.messages) == said
+    assert any("nothing reads --set anchor:" in one for one in caplog.messages)
 
 
 def test_another_spec_is_another_run(work: Path, tmp_path: Path) -> None:

@@ -349,10 +349,10 @@ def _say_unread(changes: Sequence[str], start: str, choice: Choice, batches: int
         which = "starts from pretrained weights" if pretrained else "starts from nothing"
         instead = " (anchor_finetune and optimiser.lr_finetune are read)" if pretrained else ""
         progress.warn(f"nothing reads --set {', '.join(keys)}: the student {which}{instead}")
-    elif not choice.reference and any(change.startswith("reference.") for change in changes):
+    if pretrained and not choice.reference and any(change.startswith("reference.") for change in changes):
         why = "the student's network is the teacher, or ranks these no better on larger images"
         progress.warn(f"nothing reads --set reference: {why}")
-    elif batches == 1 and any(change.startswith("schedule.memory") for change in changes):
+    if pretrained and batches == 1 and any(change.startswith("schedule.memory") for change in changes):
         progress.warn("nothing reads --set schedule.memory: a step is one batch, looked at once")
 
 
