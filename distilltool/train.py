@@ -38,7 +38,7 @@ AHEAD = 3  # batches that are made while a step goes on
 TIMED = 8  # batches whose time decides how many steps fit into a time budget, after as many as SETTLE
 SETTLE = 3
 PACE = 24  # batches from whose time the rest is forecast again
-SEEN = 200  # images trained on that are looked at to tell what limits a student
+SEEN = 200  # images trained on that are looked at to tell what limits a student, or as many as are held out
 LEAST = 1e-3  # size of a tensor's weights below which steps get no smaller, as Adafactor has it
 USUAL = 0.5  # the share of the start's weights that is taken where held-out images do not tell
 SHARES = ((0.25, 0.0), (0.75,))  # others, tried at the end: from the usual one step by step to either side
@@ -499,12 +499,19 @@ class _Trainer:
         return scores
 
     def _seen(self, student: Student) -> float:
-        """Overlap of the nearest with the teacher's among some images that are trained on."""
-        rows = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))[:SEEN]
-        rows = np.sort(rows)
-        vectors = embed_plain(student, taken(self.data.pixels, rows), self.data.size, self.data.keep)
-        task = metrics.Task.among(np.arange(len(rows), dtype=np.int64))
-        return float(metrics.overlap(task, self.data.targets[rows], vectors, metrics.reach(len(rows))).mean())
+        """Overlap of the nearest with the teacher's among images that are trained on.
+
+        In galleries of as many as are held out: among fewer images more of the ten nearest are shared by chance.
+        """
+        size = min(len(self.data.held_targets), len(self.targets))
+        drawn = np.random.default_rng((self.recipe.seed, 12)).permutation(len(self.targets))
+        count = max(1, min(SEEN, len(drawn)) // size)
+        task = metrics.Task.among(np.arange(size, dtype=np.int64))
+        shares = []
+        for rows in np.sort(drawn[: count * size].reshape(count, size), axis=1):
+            vectors = embed_plain(student, taken(self.data.pixels, rows), self.data.size, self.data.keep)
+            shares.append(metrics.overlap(task, self.data.targets[rows], vectors, metrics.reach(size)))
+        return float(np.mean(shares))
 
     def _outcome(self, stopped: str) -> Outcome:
         self.student.anchor = None

@@ -485,3 +485,15 @@ def test_a_loss_of_an_image_nobody_was_asked_about_that_is_not_finite_names_it(t
     batch = make_batch(0, one.data.unasked.pixels, (SIDE, SIDE), 8, Augment(), 0, asked=False)
     with pytest.raises(DistillError, match="images other, other"):
         one._step(iter([batch]))
+
+
+def test_images_trained_on_are_compared_in_galleries_as_large_as_that_of_the_held_out(tmp_path: Path) -> None:
+    """Of vectors that know nothing of each other 10 of 23 others are shared by chance, and 10 of 95."""
+    one = trainer(tmp_path, COUNT, 1)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (96, SIDE, SIDE, 3), np.uint8)
+    one.targets = unit(rng.normal(size=(96, DIM)).astype(np.float32))
+    one.data = replace(one.data, pixels=pixels, targets=one.targets, held_targets=one.targets)
+    among_all = one._seen(one.student)
+    one.data = replace(one.data, held_targets=one.targets[:24])
+    assert among_all < 0.2 and 0.35 < one._seen(one.student) < 0.55

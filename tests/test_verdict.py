@@ -14,7 +14,7 @@ import distilltool
 from distilltool import objective, train
 from distilltool.checkpoint import State
 from distilltool.errors import DistillError
-from distilltool.report import Fidelity, Gain, Interval
+from distilltool.report import Fidelity, Gain, Interval, StudentReport
 from distilltool.scores import Scores, gain
 from distilltool.stages.distill import _verdict
 from distilltool.train import Outcome
@@ -62,6 +62,10 @@ def ended(
     )
 
 
+def made(spec: str = "teacher:cut=0.6", start: str = "the weights of teacher.onnx") -> StudentReport:
+    return StudentReport(spec=spec, params=1, dim=8, input=(64, 64), space="own", start=start)
+
+
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
@@ -79,13 +83,40 @@ def ended(
         (ended(0.81, 0.80, (0.6, 0.9), nearer=0.03), "beyond chance; best at step 50; step 100: all steps are done"),
         (ended(0.60, 0.60, (0.6, 0.9), best=0), "training did not improve it: +30 points"),
         (ended(0.60, 0.60, (0.6, 0.61), best=0), "it hardly learned: give it longer"),
-        (ended(0.55, 0.40, (0.4, 0.6)), "the student itself limits: a larger --input"),
+        (ended(0.60, 0.60, (0.6, 0.61), best=0), "or a larger optimiser.lr_finetune with --set"),
+        (ended(0.55, 0.40, (0.4, 0.6)), "+20 points on images it was trained on, to 60 %, +15 on others: the student"),
+        (
+            ended(0.55, 0.40, (0.4, 0.6)),
+            "the student itself limits: a larger --input, a later cut or a larger --target",
+        ),
+        (ended(0.66, 0.66, (0.66, 0.72), best=0), "limits: a larger --input, a later cut or a larger --target"),
+        (ended(0.36, 0.05, (0.06, 0.61)), "a larger --target; more images would help too"),
         (ended(0.55, 0.50, (0.4, 0.9)), "more images would help most"),
         (ended(0.91, 0.80, (0.8, 0.95), there=0.7), ", 70 % of it in the teacher's own gallery (undistilled 60 %); "),
     ],
 )
 def test_a_verdict_says_what_limits_the_student(outcome: Outcome, said: str) -> None:
-    assert said in _verdict(outcome)
+    assert said in _verdict(outcome, made())
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (("timm:mobilenetv4_conv_small_050", "scratch"), "pretrained weights, a larger network or a larger --input"),
+        (("timm:mobilenetv4_conv_small_050", "timm"), "a larger --input, a larger network or a larger --target"),
+        (("onnx:small.onnx", "its weights"), "a larger --input, a larger network or a larger --target"),
+        (("onnx:small.onnx,width=0.5", "its weights"), "a larger --input, more width or a larger --target"),
+        (("teacher:width=0.5,cut=0.5", "its weights"), "a larger --input, a later cut or a larger --target"),
+        (("teacher", "its weights"), "limits: a larger --input or a larger --target"),
+    ],
+)
+def test_advice_names_what_such_a_student_can_have(student: tuple[str, str], said: str) -> None:
+    assert said in _verdict(ended(0.55, 0.40, (0.4, 0.6)), made(*student))
+
+
+def test_a_student_from_scratch_is_told_its_own_learning_rate() -> None:
+    said = _verdict(ended(0.06, 0.05, (0.05, 0.06)), made("timm:any", "scratch"))
+    assert said.endswith("give it longer, or a larger optimiser.lr with --set")
 
 
 def test_what_changed_is_compared_image_by_image() -> None:
@@ -105,7 +136,7 @@ def test_what_changed_is_compared_image_by_image() -> None:
 
 
 def test_a_good_student_gets_no_advice() -> None:
-    assert _verdict(ended(0.91, 0.80, (0.8, 0.95))).endswith("all steps are done")
+    assert _verdict(ended(0.91, 0.80, (0.8, 0.95)), made()).endswith("all steps are done")
 
 
 @pytest.mark.slow
