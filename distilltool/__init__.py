@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 # onnxruntime's wheels report their use to Microsoft and keep a device id below HOME unless this is set before loading
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# torch's threads wait for each other in 300,000 rounds before they sleep, milliseconds in which they hold a processor
+# (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html): two trainings at once ran at a tenth of their speed
+# each, at a quarter with so few rounds, which cost one alone nothing (docs/LOG.md)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 __version__ = "0.2.0"
 __all__ = ["DistillError", "bench", "distill", "evaluate", "export", "inspect", "load_student", "query", "verify"]
 

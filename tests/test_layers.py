@@ -341,3 +341,15 @@ def test_query_eval_and_bench_of_onnx_files_run_without_torch(tmp_path: Path) ->
         "distilltool.bench('student.onnx', 'teacher.onnx', seconds=1)\n"
     )
     assert loaded(code, folder=tmp_path) & {"torch", "timm", "torchvision", "safetensors"} == set()
+
+
+@pytest.mark.parametrize(
+    ("said", "rounds"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_told_otherwise(said: dict[str, str], rounds: str | None) -> None:
+    """It is set before torch's threads read it, which they do as it is loaded."""
+    script = "import os, sys, distilltool; print([os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules])"
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", script], env=kept | said, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([rounds, False])
